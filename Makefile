@@ -1,0 +1,45 @@
+# `make demo` and `make test` need Python >= 3.11 and make, nothing else; all the set-up is in .venv.
+PYTHON ?= python3
+VENV := .venv
+LOCK := requirements/lock.txt
+BIN = $(CURDIR)/$(VENV)/bin
+PYTEST_ARGS ?=
+
+.PHONY: demo test test-oldest lint format bench lock clean
+
+demo: $(VENV)/.ready
+	@PATH="$(BIN):$$PATH" $(BIN)/jhlauncher demo $(DEMO_ARGS)
+
+test: $(VENV)/.ready
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# the same suite on the oldest versions that pyproject.toml admits
+test-oldest:
+	@$(MAKE) --no-print-directory test VENV=.venv-oldest LOCK=requirements/oldest.txt
+
+lint: $(VENV)/.ready
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.ready
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/.ready
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m bench.pending
+
+$(VENV)/.ready: pyproject.toml setup.cfg requirements/*
+	@requirements/setup "$(PYTHON)" "$(VENV)" "$(LOCK)"
+	@touch $@
+
+# newest versions within pyproject.toml's ranges, and the oldest ones; needs uv (pip install uv)
+UV_COMPILE = uv pip compile --quiet --no-config --universal --python-version 3.11 --extra dev \
+	--no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml
+lock:
+	$(UV_COMPILE) --upgrade --output-file requirements/lock.txt
+	$(UV_COMPILE) --upgrade --resolution lowest-direct --constraint requirements/oldest.in --output-file requirements/oldest.txt
+	cd requirements && npm install --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
+
+clean:
+	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -1,0 +1,5 @@
+"""``python -m jhlauncher``."""
+
+from .app import main
+
+main()

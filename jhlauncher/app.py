@@ -1,0 +1,298 @@
+"""The application: reads the settings, wires the parts together, starts and stops them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import signal
+import ssl
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tornado.httpserver import HTTPServer
+from tornado.log import LogFormatter
+from tornado.web import Application as WebApplication
+from tornado.web import RequestHandler
+from traitlets import Bool, Float, Integer, TraitError, Unicode, default, validate
+from traitlets.config import Application
+from traitlets.config.loader import ConfigFileNotFound
+
+from . import environment
+from ._version import __version__
+from .handlers import ROUTES
+from .handlers.base import NotFoundHandler, Services
+from .hub import Hub
+from .launcher import Launcher
+from .policy import Policy
+from .progress import Progress
+from .signing import KEY_ENV, Signer, derive_key
+
+# more than any body that is allowed, since the handlers count themselves and answer with our error's shape
+_SERVER_BODY_LIMIT = 100 * 1024 * 1024
+
+
+class LauncherApp(Application):
+    """Starts containers with run-time parameters on JupyterHub, on request over HTTP.
+
+    Runs as a service that JupyterHub manages (everything it needs is in the JUPYTERHUB_* environment) or as an
+    external one (JUPYTERHUB_API_TOKEN, and JUPYTERHUB_API_URL or JUPYTERHUB_URL).
+    """
+
+    name = "jhlauncher"
+    version = __version__
+    description = __doc__ or ""
+    classes = [Hub, Policy, Progress, Launcher]
+    subcommands = {"demo": ("jhlauncher.demo.DemoApp", "A JupyterHub with the launcher, on this machine, to try it.")}
+    aliases = {
+        "config": "LauncherApp.config_file",
+        "f": "LauncherApp.config_file",
+        "log-level": "LauncherApp.log_level",
+    }
+    flags = {
+        "debug": ({"LauncherApp": {"log_level": logging.DEBUG}}, "Log everything."),
+        "generate-config": (
+            {"LauncherApp": {"generate_config": True}},
+            "Write a configuration file and exit.",
+        ),
+    }
+    raise_config_file_errors = True
+
+    config_file = Unicode(
+        help="Configuration file. Default: ./jhlauncher_config.py if there is one. --generate-config writes it."
+    ).tag(config=True)
+    generate_config = Bool(False, help="Write a configuration file with every setting commented out.").tag(config=True)
+    bind_url = Unicode(
+        help="Where to listen, http://IP:PORT. Default: $JUPYTERHUB_SERVICE_URL, or else http://127.0.0.1:5000."
+    ).tag(config=True)
+    prefix = Unicode(
+        help="Path below which everything answers. Default: $JUPYTERHUB_SERVICE_PREFIX, or else /services/launcher/."
+    ).tag(config=True)
+    public_url = Unicode(
+        help="""JupyterHub's address as clients see it, for the URLs in answers: https://hub.example.org.
+
+        Default: $JUPYTERHUB_URL. With neither, what the Hub says, and else the address that the request came to.
+        """
+    ).tag(config=True)
+    signing_key = Unicode(
+        help="""The secret shared with the Hub's spawner, at least 32 characters.
+
+        Default: $JHLAUNCHER_SIGNING_KEY, or else derived from the API token, as install_launcher does on its side.
+        """
+    ).tag(config=True)
+    shutdown_timeout = Float(
+        20, help="Seconds that running requests get to end when the service is told to stop (SIGTERM)."
+    ).tag(config=True)
+    max_body_size = Integer(1_048_576, help="Bytes that the body of a request may have.").tag(config=True)
+    keepalive_interval = Float(15, help="Seconds between signs of life on a quiet event stream.").tag(config=True)
+
+    # -- settings
+
+    @default("log_level")
+    def _default_log_level(self) -> int:
+        return _log_level(environment.text("LOG_LEVEL", "INFO"))
+
+    @default("log_format")
+    def _default_log_format(self) -> str:
+        return "%(color)s[%(levelname)1.1s %(asctime)s.%(msecs)03d %(name)s %(module)s]%(end_color)s %(message)s"
+
+    _log_formatter_cls = LogFormatter  # type: ignore[assignment]  # takes the same arguments
+
+    @default("bind_url")
+    def _default_bind_url(self) -> str:
+        return environment.text("JUPYTERHUB_SERVICE_URL", "http://127.0.0.1:5000")
+
+    @validate("bind_url")
+    def _valid_bind_url(self, proposal: Any) -> str:
+        url = urlsplit(proposal.value)
+        if url.scheme not in ("http", "https") or not url.hostname or not url.port:
+            raise TraitError(f"where to listen must be http://IP:PORT, not {proposal.value!r}")
+        return str(proposal.value)
+
+    @default("prefix")
+    def _default_prefix(self) -> str:
+        return environment.text("JUPYTERHUB_SERVICE_PREFIX", "/services/launcher/")
+
+    @validate("prefix")
+    def _valid_prefix(self, proposal: Any) -> str:
+        return "/" + proposal.value.strip("/") + "/" if proposal.value.strip("/") else "/"
+
+    @default("public_url")
+    def _default_public_url(self) -> str:
+        return environment.text("JUPYTERHUB_URL")
+
+    @validate("public_url")
+    def _valid_public_url(self, proposal: Any) -> str:
+        url = urlsplit(proposal.value)
+        if proposal.value and (url.scheme not in ("http", "https") or not url.hostname):
+            raise TraitError(f"the public URL must begin with http:// or https://, not be {proposal.value!r}")
+        return str(proposal.value)
+
+    @default("signing_key")
+    def _default_signing_key(self) -> str:
+        return environment.text(KEY_ENV)
+
+    # -- start and stop
+
+    def initialize(self, argv: list[str] | None = None) -> None:
+        """Read the settings and make the parts; nothing is opened or sent.
+
+        Raises:
+            TraitError: a setting is missing, wrong, or contradicts another.
+
+        """
+        self.parse_command_line(argv)
+        if self.subapp or self.generate_config:
+            return
+        if self.extra_args:
+            raise TraitError(f"unknown argument {self.extra_args[0]!r}; see jhlauncher --help")
+        self._load_configuration()
+        self.hub = Hub(parent=self, service_name=self._service_name())
+        self.hub.validate_settings()
+        try:
+            signer = Signer(self.signing_key or derive_key(self.hub.api_token))
+        except ValueError as error:
+            raise TraitError(f"LauncherApp.signing_key: {error}") from None
+        self.progress = Progress(parent=self, hub=self.hub)
+        launcher = Launcher(
+            parent=self, hub=self.hub, policy=Policy(parent=self), progress=self.progress, signer=signer
+        )
+        _ = launcher.start_timeout, launcher.token_lifetime, self.bind_url  # wrong ones are said now
+        self.services = Services(
+            hub=self.hub,
+            launcher=launcher,
+            public_url=self.public_url,
+            max_body_size=self.max_body_size,
+            keepalive_interval=self.keepalive_interval,
+        )
+
+    def exit(self, exit_status: int | str | None = 0) -> None:
+        """Leave; traitlets says 1 for wrong settings on the command line, where this project says 2."""
+        super().exit(2 if exit_status == 1 else exit_status)
+
+    def _load_configuration(self) -> None:
+        path = Path(self.config_file or "jhlauncher_config.py")
+        if self.config_file or path.exists():
+            try:
+                self.load_config_file(path.name, path=str(path.parent))
+            except (SyntaxError, NameError, ConfigFileNotFound) as error:
+                raise TraitError(f"the configuration file {path} can't be read: {error}") from None
+            if not path.exists():
+                raise TraitError(f"there is no configuration file {path}")
+
+    def _service_name(self) -> str:
+        """The name at the Hub, which must be the one in the prefix that the Hub gives its services."""
+        name = environment.text("JUPYTERHUB_SERVICE_NAME")
+        in_prefix = self.prefix.rstrip("/").rpartition("/services/")[2]
+        if name and in_prefix and "/services/" in self.prefix and name != in_prefix:
+            raise TraitError(f"JUPYTERHUB_SERVICE_NAME={name} contradicts the prefix {self.prefix}")
+        return name or in_prefix or "launcher"
+
+    def web_application(self) -> WebApplication:
+        """The Tornado application."""
+        return WebApplication(
+            [(self.prefix + pattern, handler) for pattern, handler in ROUTES],
+            default_handler_class=NotFoundHandler,
+            services=self.services,
+            log_function=self._log_request,
+        )
+
+    def start(self) -> None:
+        """Serve until told to stop."""
+        if self.subapp:
+            self.subapp.start()
+        elif self.generate_config:
+            self._write_config()
+        else:
+            asyncio.run(self.serve())
+
+    async def serve(self) -> None:
+        """Open the parts, listen, wait for a signal, and close everything in reverse."""
+        _raise_file_limit()
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        await self.hub.start()
+        try:
+            server = self._listen()
+            self.log.info("Listening on %s%s for JupyterHub at %s", self.bind_url, self.prefix, self.hub.api_url)
+            await stopping.wait()
+            self.log.info(
+                "Stopping; %i requests under way get %g s", len(self.services.requests), self.shutdown_timeout
+            )
+            server.stop()
+            await self.services.drain(self.shutdown_timeout)
+            await server.close_all_connections()
+        finally:
+            await self.progress.stop()
+            await self.hub.stop()
+
+    def _listen(self) -> HTTPServer:
+        url = urlsplit(self.bind_url)
+        context = self.hub.ssl_context(ssl.Purpose.CLIENT_AUTH) if url.scheme == "https" else None
+        if url.scheme == "https" and context is None:
+            raise TraitError(f"to listen on {self.bind_url}, a key and a certificate are needed")
+        server = HTTPServer(
+            self.web_application(), ssl_options=context, xheaders=True, max_body_size=_SERVER_BODY_LIMIT
+        )
+        try:
+            server.listen(url.port or 0, url.hostname or "")
+        except OSError as error:
+            raise TraitError(f"can't listen on {self.bind_url}: {error.strerror}") from None
+        return server
+
+    def _write_config(self) -> None:
+        path = Path(self.config_file or "jhlauncher_config.py")
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(self.generate_config_file())
+        except FileExistsError:
+            raise TraitError(f"{path} exists; it is not overwritten") from None
+        self.log.info("Wrote %s", path)
+
+    def _log_request(self, handler: RequestHandler) -> None:
+        """One line per request, without its query, which might hold a secret."""
+        request, status = handler.request, handler.get_status()
+        caller = getattr(handler, "caller", None)
+        level = logging.DEBUG if status < 400 and not caller else logging.INFO if status < 500 else logging.WARNING
+        self.log.log(
+            level, "%d %s %s (%s@%s) %.0f ms",
+            status, request.method, request.path, caller.label if caller else "", request.remote_ip,
+            1000 * request.request_time(),
+        )  # fmt: skip
+
+
+def _log_level(text: str) -> int:
+    """A logging level from its number or name.
+
+    Raises:
+        TraitError: it is neither.
+
+    """
+    level = int(text) if text.isdigit() else logging.getLevelNamesMapping().get(text.upper())
+    if level is None:
+        raise TraitError(f"$LOG_LEVEL must be a number or one of DEBUG, INFO, WARNING, ERROR, CRITICAL, not {text!r}")
+    return level
+
+
+def _raise_file_limit() -> None:
+    """Each launch holds up to three connections; the usual soft limit of 1024 files is soon reached."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command ``jhlauncher``; exit status 2 for a setting that is missing or wrong."""
+    app = LauncherApp.instance()
+    try:
+        app.initialize(argv)
+        app.start()
+    except TraitError as error:
+        sys.exit(_complain(str(error)))
+
+
+def _complain(message: str) -> int:
+    sys.stderr.write(f"jhlauncher: {' '.join(message.split())}\n")
+    return 2

@@ -1,0 +1,15 @@
+"""HTTP: each module has the handlers of one resource; their addresses stand here."""
+
+from __future__ import annotations
+
+from tornado.web import RequestHandler
+
+from .containers import ContainersHandler
+from .health import HealthHandler, ReadyHandler
+
+ROUTES: list[tuple[str, type[RequestHandler]]] = [
+    (r"containers/?", ContainersHandler),
+    (r"health", HealthHandler),
+    (r"ready", ReadyHandler),
+]
+"""Patterns below the service's prefix."""

@@ -1,0 +1,250 @@
+"""What all handlers share: authentication, bodies of bounded size, one shape of error, and its translation to HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, urljoin, urlsplit
+
+from jupyterhub.utils import get_browser_protocol
+from tornado.web import Finish, HTTPError, RequestHandler, stream_request_body
+
+from ..errors import (
+    CallerError,
+    Forbidden,
+    InvalidRequest,
+    LauncherError,
+    MethodNotAllowed,
+    NotFound,
+    ShuttingDown,
+    Unauthenticated,
+)
+from ..hub import Hub
+from ..launcher import Launcher
+from ..models import Caller, Launched, ModelType, parse
+
+Result = TypeVar("Result")
+
+_AUTHORIZATION = re.compile(r"(?:token|bearer)\s+(\S+)\s*", re.IGNORECASE)
+
+
+@dataclass
+class Services:
+    """What the handlers share."""
+
+    hub: Hub
+    launcher: Launcher
+    public_url: str = ""
+    max_body_size: int = 1_048_576
+    """Bytes."""
+    keepalive_interval: float = 15
+    """Seconds between signs of life on a quiet event stream."""
+    draining: bool = False
+    """The service stops: no new requests."""
+    requests: set[BaseHandler] = field(default_factory=set)
+    """Those under way."""
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the last request has been answered while draining."""
+
+    async def drain(self, timeout: float) -> None:
+        """Let requests end by themselves for ``timeout`` seconds, and then cut them short."""
+        self.draining = True
+        for wait in (timeout, 5):
+            if self.requests:
+                self.idle.clear()
+                try:
+                    await asyncio.wait_for(self.idle.wait(), wait)
+                except TimeoutError:
+                    for request in self.requests:
+                        request.interrupt()
+
+
+@stream_request_body
+class BaseHandler(RequestHandler):
+    """JSON in, JSON out, for callers that the Hub knows.
+
+    The request's headers are judged before its body is read, so that strangers send nothing into memory.
+    """
+
+    needs_caller = True
+    """Whether only callers with a token of the Hub's, and the scope to reach this service, are served."""
+
+    caller: Caller
+
+    def initialize(self) -> None:
+        """Begin with an empty body."""
+        self._received = bytearray()
+        self._task: asyncio.Task[Any] | None = None
+        self.services.requests.add(self)
+
+    def on_finish(self) -> None:
+        """Tell a service that waits for it."""
+        self.services.requests.discard(self)
+        if not self.services.requests:
+            self.services.idle.set()
+
+    @property
+    def services(self) -> Services:
+        """The parts of the application."""
+        services: Services = self.settings["services"]
+        return services
+
+    # -- the request
+
+    async def prepare(self) -> None:
+        """Turn away whom this service does not serve."""
+        if self.services.draining:
+            raise ShuttingDown("The launcher is stopping. Try again.", retry_after=10)
+        if self.request.method not in self.SUPPORTED_METHODS or not self._answers_to(str(self.request.method)):
+            raise MethodNotAllowed(f"This resource does not answer to {self.request.method}.")
+        if self.needs_caller:
+            self.caller = await self._authenticate()
+
+    def _answers_to(self, method: str) -> bool:
+        return getattr(type(self), method.lower(), None) is not getattr(RequestHandler, method.lower(), None)
+
+    async def _authenticate(self) -> Caller:
+        match = _AUTHORIZATION.fullmatch(self.request.headers.get("Authorization", ""))
+        if not match:
+            raise Unauthenticated("Send a JupyterHub token: `Authorization: token ...`.")
+        caller = await self.services.hub.identify(match[1])
+        access = "access:services"
+        if caller.scopes.isdisjoint({access, f"{access}!service={self.services.hub.service_name}"}):
+            needs = f"{access}!service={self.services.hub.service_name}"
+            raise Forbidden(f"Your token can't reach this service: {needs} is needed.", details={"needs": needs})
+        return caller
+
+    def data_received(self, chunk: bytes) -> None:
+        """Keep the body up to one byte more than is allowed."""
+        room = self.services.max_body_size + 1 - len(self._received)
+        self._received += chunk[:room]
+
+    def body(self, model: type[ModelType]) -> ModelType:
+        """The request's body as a ``model``.
+
+        Raises:
+            InvalidRequest: it is none, or too large.
+
+        """
+        if len(self._received) > self.services.max_body_size:
+            raise InvalidRequest(f"The body has more than {self.services.max_body_size} bytes.", reason="too_large")
+        return parse(model, bytes(self._received))
+
+    def query(self, model: type[ModelType]) -> ModelType:
+        """The request's query as a ``model``; each name at most once.
+
+        Raises:
+            InvalidRequest: it is none.
+
+        """
+        try:
+            query = parse_qs(self.request.query, keep_blank_values=True, errors="strict", max_num_fields=100)
+        except ValueError:
+            raise InvalidRequest("The query is not valid: it is not URL-encoded UTF-8, or too long.") from None
+        repeated = [name for name, values in query.items() if len(values) > 1]
+        if repeated:
+            fields = [{"field": name, "problem": "is given more than once"} for name in repeated]
+            raise InvalidRequest(f"The query has {', '.join(repeated)} more than once.", details={"fields": fields})
+        return parse(model, {name: values[0] for name, values in query.items()})
+
+    def absolute_url(self, launched: Launched) -> str:
+        """The server's URL as the caller can open it: as configured, else as the Hub says, else as they came here."""
+        if self.services.public_url:
+            return urljoin(self.services.public_url, launched.path)
+        if launched.full_url:
+            return launched.full_url
+        return urljoin(f"{get_browser_protocol(self.request)}://{self.request.host}", launched.path)
+
+    # -- work that may be cut short
+
+    async def interruptible(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """The result of long work, unless the client goes away or the service stops first.
+
+        Raises:
+            ShuttingDown: the service stops.
+
+        """
+        self._task = task = asyncio.create_task(work)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self.services.draining:
+                raise ShuttingDown(
+                    "The launcher has been stopped meanwhile; what JupyterHub was asked goes on there.",
+                    retry_after=10,
+                ) from None
+            self.set_status(499, "Client Closed Request")
+            raise Finish from None
+
+    def interrupt(self) -> None:
+        """Cut long work short."""
+        if self._task:
+            self._task.cancel()
+
+    def on_connection_close(self) -> None:
+        """The client has gone: nobody waits for the answer."""
+        self.interrupt()
+
+    # -- the answer
+
+    def set_default_headers(self) -> None:
+        """Answers are for the caller alone; nothing here is to be shown in a frame or guessed to be HTML."""
+        self.set_header("Content-Type", "application/json")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
+
+    def compute_etag(self) -> None:
+        """No tags: what this service says changes, and is not to be cached."""
+
+    def answer(self, body: Any, status: int = 200) -> None:
+        """Finish with a JSON body."""
+        self.set_status(status)
+        self.finish(json.dumps(body))
+
+    def status_of(self, error: LauncherError) -> int:
+        """The HTTP status of an error."""
+        return error.status
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Answer with the error's one shape; Tornado calls this for whatever a handler raises."""
+        error = self.translate(kwargs.get("exc_info", (None, None, None))[1], status_code)
+        self.set_status(self.status_of(error))
+        if isinstance(error, Unauthenticated):
+            self.set_header("WWW-Authenticate", 'Bearer realm="JupyterHub"')
+        if isinstance(error, MethodNotAllowed):
+            methods = [method for method in self.SUPPORTED_METHODS if self._answers_to(method)]
+            self.set_header("Allow", ", ".join(methods))
+        if error.retry_after is not None:
+            self.set_header("Retry-After", str(math.ceil(error.retry_after)))
+        self.finish(json.dumps(error.as_dict(self.status_of(error))))
+
+    def translate(self, error: BaseException | None, status_code: int = 500) -> LauncherError:
+        """Any exception as one of ours; a foreign one says nothing of itself to the caller."""
+        if isinstance(error, LauncherError):
+            return error
+        status = error.status_code if isinstance(error, HTTPError) else status_code
+        if status == 405:
+            return MethodNotAllowed(f"This resource does not answer to {self.request.method}.")
+        if status < 500:
+            return CallerError("The request is not valid HTTP for this service.")
+        return LauncherError("The launcher has failed; its log tells why.")
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Log a traceback for bugs only: what has a name is told where it happens, and in the access log."""
+        if not isinstance(value, LauncherError | Finish):
+            super().log_exception(typ, value, tb)
+
+
+class NotFoundHandler(BaseHandler):
+    """Any other address."""
+
+    needs_caller = False
+
+    async def prepare(self) -> None:
+        """Answer 404 to every method."""
+        raise NotFound(f"There is nothing at {urlsplit(self.request.uri or '').path}.")

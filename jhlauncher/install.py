@@ -1,0 +1,169 @@
+"""One line for ``jupyterhub_config.py``: ``install_launcher(c, engine="local")``."""
+
+from __future__ import annotations
+
+import copy
+import json
+import secrets
+import socket
+import sys
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from typing import Any
+from urllib.parse import urlsplit
+
+from traitlets.config import Config
+from traitlets.config.loader import LazyConfigValue
+from traitlets.utils.importstring import import_item
+
+from .signing import derive_key
+
+ENGINES = {"local": "jhlauncher.spawner.LauncherLocalSpawner"}
+"""The spawner class of each engine."""
+
+
+def install_launcher(
+    c: Config,
+    engine: str | None = None,
+    *,
+    spawner_class: type | str | None = None,
+    name: str = "launcher",
+    url: str | None = None,
+    api_token: str | None = None,
+    signing_key: str | None = None,
+    images: Iterable[str] = (),
+    server_state: bool = False,
+    config_file: str | None = None,
+) -> None:
+    """Add the launcher to a JupyterHub.
+
+    Adds the service, a role with the least scopes that it needs, the right of every user to reach it, the spawner
+    class and the signing key. It may come before or after the administrator's own ``c.JupyterHub.services`` and
+    ``load_roles`` lines, and keeps them.
+
+    Args:
+        c: the configuration object of ``jupyterhub_config.py``.
+        engine: where servers run: "local".
+        spawner_class: instead of an engine, any spawner class (or its import string or entry point), to which the
+            launcher's mixin is added.
+        name: the service's name; it answers at /services/NAME/.
+        url: where an external launcher service listens; without it, the Hub starts and manages one on a free port of
+            127.0.0.1.
+        api_token: the service's token; required with ``url``, made up otherwise.
+        signing_key: the secret shared by service and spawner; derived from ``api_token`` otherwise.
+        images: what ordinary users may launch by the default policy (see `Policy.images`). Managed service only.
+        server_state: let the service read the spawners' state, for the ``state`` of ``GET containers``.
+        config_file: configuration of the managed service.
+
+    Raises:
+        ValueError: the arguments contradict each other.
+
+    """
+    if (engine is None) == (spawner_class is None):
+        raise ValueError("install_launcher needs either engine= or spawner_class=")
+    if engine is not None and engine not in ENGINES:
+        raise ValueError(f"install_launcher: unknown engine {engine!r}; there are: {', '.join(ENGINES)}")
+    if url and not api_token:
+        raise ValueError("install_launcher: an external service (url=) needs its api_token=")
+    if url and (config_file or images):
+        raise ValueError("install_launcher: an external service has its images and config_file on its own side")
+    token = api_token or secrets.token_hex(32)
+    key = signing_key or derive_key(token)
+    c.JupyterHub.spawner_class = _mixed(spawner_class) if spawner_class else ENGINES[engine or ""]
+    c.LauncherSpawnerMixin.signing_key = key
+
+    service: dict[str, Any] = {
+        "name": name,
+        "api_token": token,
+        "url": url or f"http://127.0.0.1:{free_port()}",
+    }
+    if urlsplit(service["url"]).port is None:
+        raise ValueError("install_launcher: url= needs a port, as JupyterHub demands")
+    if not url:
+        service["command"] = [sys.executable, "-m", "jhlauncher"]
+        if config_file:
+            service["command"].append(f"--config={config_file}")
+        service["environment"] = {
+            "JHLAUNCHER_SIGNING_KEY": key,
+            "JHLAUNCHER_IMAGES": json.dumps(list(images)),
+        }
+    # `servers` is what starts, stops and reads them on every version of JupyterHub
+    scopes = ["admin:users", "servers", "tokens", *(["admin:server_state"] if server_state else [])]
+    role = {
+        "name": name if len(name) >= 3 else f"{name}-service",
+        "description": "Launch servers for users, and mint tokens for them",
+        "scopes": scopes,
+        "services": [name],
+    }
+    c["JupyterHub"] = _section(c.JupyterHub, service, role)
+
+
+def _section(values: Config, service: dict[str, Any], role: dict[str, Any]) -> Config:
+    """The section ``values``; whoever reads it finds our service and roles among the administrator's.
+
+    Added on reading, because later lines of the configuration may assign ``services`` and ``load_roles`` anew.
+    traitlets reads a section with ``items`` when it merges or copies it.
+    """
+
+    class Section(Config):
+        def items(self) -> Any:
+            services, roles = (_as_list(self.get(key)) for key in ("services", "load_roles"))
+            ours = {"services": _with_service(services, service), "load_roles": _with_roles(roles, role)}
+            return {**dict(super().items()), **ours}.items()
+
+        def copy(self) -> dict[str, Any]:
+            return Config(dict(self.items()))
+
+        def __deepcopy__(self, memo: Any) -> Config:
+            return copy.deepcopy(Config(dict(self.items())), memo)
+
+    return Section(dict(values.items()))
+
+
+def _as_list(value: Any) -> list[dict[str, Any]]:
+    """The list, however it was written: assigned, or appended to with nothing assigned before."""
+    return value.get_value([]) if isinstance(value, LazyConfigValue) else list(value or ())
+
+
+def _with_service(services: list[dict[str, Any]], ours: dict[str, Any]) -> list[dict[str, Any]]:
+    if any(service.get("name") == ours["name"] for service in services):
+        raise ValueError(f"There is another service named {ours['name']!r}; choose a name with install_launcher(name=)")
+    return [*services, ours]
+
+
+def _with_roles(roles: list[dict[str, Any]], ours: dict[str, Any]) -> list[dict[str, Any]]:
+    """The roles and ours, and every user may reach the service (JupyterHub's role "user" is everybody's)."""
+    access = f"access:services!service={ours['services'][0]}"
+    everybody = [role for role in roles if role.get("name") == "user"] or [{"name": "user"}]
+    others = [role for role in roles if role.get("name") != "user"]
+    return [
+        *others,
+        *({**role, "scopes": [*role.get("scopes", ["self"]), access]} for role in everybody),
+        ours,
+    ]
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _mixed(spawner_class: type | str) -> type:
+    from .spawner import LauncherSpawnerMixin
+
+    base = _resolve(spawner_class)
+    if issubclass(base, LauncherSpawnerMixin):
+        return base
+    return type(f"Launcher{base.__name__}", (LauncherSpawnerMixin, base), {"__module__": base.__module__})
+
+
+def _resolve(spawner_class: type | str) -> type:
+    if isinstance(spawner_class, type):
+        return spawner_class
+    for entry in entry_points(group="jupyterhub.spawners"):
+        if entry.name.lower() == spawner_class.lower():
+            return entry.load()  # type: ignore[no-any-return]
+    return import_item(spawner_class)  # type: ignore[no-any-return]

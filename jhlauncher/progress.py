@@ -1,0 +1,156 @@
+"""Follows the Hub's event stream of a start: one stream per server, however many listen.
+
+Guarantees to each listener: events only rise, a stream that breaks is resumed without repeating itself, and nothing
+follows a final event. What a final event says is the Hub's word and not yet the truth: after a cancelled start it
+says ``ready`` (https://github.com/jupyterhub/jupyterhub, apihandlers/users.py), so callers ask for the server after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from traitlets import Float
+from traitlets.config import LoggingConfigurable
+
+from .errors import HubUnavailable, LauncherError
+from .hub import Hub, JsonObject, NotStarting
+from .models import Phase, ProgressEvent
+
+Key = tuple[str, str]
+
+
+class Progress(LoggingConfigurable):
+    """All starts that somebody listens to."""
+
+    reconnect_delay = Float(
+        0.1,
+        help="Seconds before a broken stream is opened again; each further failure doubles it, up to 5 s.",
+    ).tag(config=True)
+
+    def __init__(self, hub: Hub, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self._hub = hub
+        self._streams: dict[Key, _Stream] = {}
+
+    async def stop(self) -> None:
+        """End all streams; their listeners get `HubUnavailable`."""
+        await asyncio.gather(*(stream.stop() for stream in list(self._streams.values())))
+
+    async def follow(self, user: str, server: str) -> AsyncGenerator[ProgressEvent, None]:
+        """The events of a start, from where it is now to its final event.
+
+        Raises:
+            NotStarting: nothing is starting.
+
+        """
+        key = (user, server)
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = _Stream(self, key)
+        queue = stream.subscribe()
+        try:
+            while True:
+                item = await queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+                if item.final:
+                    return
+        finally:
+            stream.listeners.discard(queue)
+            if not stream.listeners:
+                await stream.stop()
+
+    async def upstream(self, key: Key) -> AsyncGenerator[JsonObject, None]:
+        """The Hub's own events, over as many connections as it takes.
+
+        Raises:
+            NotStarting: nothing is starting.
+
+        """
+        delay = self.reconnect_delay
+        while True:
+            try:
+                async with aclosing(self._hub.progress(*key)) as events:
+                    async for event in events:
+                        delay = self.reconnect_delay
+                        yield event
+            except HubUnavailable as error:
+                self.log.warning("Progress of %s/%s: %s Opening it again in %.1f s.", *key, error.message, delay)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 5)
+
+    def ended(self, key: Key, stream: _Stream) -> None:
+        """A stream has had its last event; the next start of the server gets a new one."""
+        if self._streams.get(key) is stream:
+            del self._streams[key]
+
+
+class _Stream:
+    """One upstream stream and those who listen to it."""
+
+    def __init__(self, progress: Progress, key: Key) -> None:
+        self._progress = progress
+        self._key = key
+        self._latest: ProgressEvent | None = None
+        self._messages: set[str] = set()  # those of the latest per cent
+        self.listeners: set[asyncio.Queue[ProgressEvent | Exception]] = set()
+        self._task = asyncio.create_task(self._run(), name=f"progress of {key[0]}/{key[1]}")
+
+    def subscribe(self) -> asyncio.Queue[ProgressEvent | Exception]:
+        queue: asyncio.Queue[ProgressEvent | Exception] = asyncio.Queue()
+        if self._latest:
+            queue.put_nowait(self._latest)
+        self.listeners.add(queue)
+        return queue
+
+    async def stop(self) -> None:
+        self._progress.ended(self._key, self)
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        try:
+            async with aclosing(self._progress.upstream(self._key)) as events:
+                async for raw in events:
+                    event = self._risen(raw)
+                    if event:
+                        self._publish(event)
+                        if event.final:
+                            return
+        except asyncio.CancelledError:
+            self._end(HubUnavailable("The launcher no longer follows this start."))
+            raise
+        except (NotStarting, LauncherError) as error:
+            self._end(error)
+        except Exception as error:
+            self._progress.log.exception("Progress of %s/%s ended by a bug", *self._key)
+            self._end(error)
+
+    def _risen(self, raw: JsonObject) -> ProgressEvent | None:
+        """The event for our listeners, or None for one that they had: a new connection begins from the beginning."""
+        phase: Phase = "ready" if raw.get("ready") else "failed" if raw.get("failed") else "starting"
+        number = raw.get("progress")
+        progress = min(100, max(0, int(number))) if isinstance(number, int | float) else 0
+        message = str(raw.get("message", ""))
+        reached = self._latest.progress if self._latest else -1
+        if phase == "starting" and (progress < reached or (progress == reached and message in self._messages)):
+            return None
+        if progress > reached:
+            self._messages.clear()
+        self._messages.add(message)
+        return ProgressEvent(progress=progress, message=message, phase=phase)
+
+    def _publish(self, event: ProgressEvent) -> None:
+        self._latest = event
+        if event.final:
+            self._progress.ended(self._key, self)
+        for queue in self.listeners:
+            queue.put_nowait(event)
+
+    def _end(self, error: Exception) -> None:
+        self._progress.ended(self._key, self)
+        for queue in self.listeners:
+            queue.put_nowait(error)

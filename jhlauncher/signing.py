@@ -1,0 +1,105 @@
+"""Proves to the spawner that a launch spec comes from the launcher.
+
+Any user may send ``user_options`` straight to the Hub, so what the spawner applies is signed, with HMAC-SHA256
+(RFC 2104) over the launch's id, user, server, time and spec. The Hub stores and shows ``user_options``, so the values
+of ``env``, which may be secrets, travel encrypted (Fernet: AES-128-CBC and HMAC).
+
+The launcher and the spawner share one secret, the signing key. By default both derive it from the service's API token,
+which the two sides share already.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import time
+from typing import Any
+
+from .models import LaunchSpec, parse
+
+KEY_ENV = "JHLAUNCHER_SIGNING_KEY"
+OPTIONS_KEY = "launcher"
+"""The one key of ``user_options`` that is this project's."""
+
+
+class BadSignature(Exception):
+    """The options do not come from the launcher, or not for this start. The text may be shown to anyone."""
+
+
+def derive_key(api_token: str) -> str:
+    """The default signing key of a service that has this API token."""
+    return _derive(api_token.encode(), b"jhlauncher signing key").hex()
+
+
+def _derive(key: bytes, purpose: bytes) -> bytes:
+    """A key for one purpose: HKDF-Expand (RFC 5869) for a single block."""
+    return hmac.digest(key, purpose + b"\x01", "sha256")
+
+
+class Signer:
+    """Signs launch specs and checks them.
+
+    Args:
+        key: the shared secret, at least 32 characters.
+        lifetime: seconds for which a signed spec may be used to start its server.
+
+    """
+
+    def __init__(self, key: str, lifetime: float = 300) -> None:
+        if len(key) < 32:
+            raise ValueError("the signing key must have at least 32 characters")
+        self._mac_key = _derive(key.encode(), b"jhlauncher spec signature")
+        self._env_key = base64.urlsafe_b64encode(_derive(key.encode(), b"jhlauncher env encryption"))
+        self.lifetime = lifetime
+
+    def sign(self, launch_id: str, user: str, server: str, spec: LaunchSpec) -> dict[str, Any]:
+        """What goes into ``user_options`` under `OPTIONS_KEY`."""
+        options = {
+            "id": launch_id,
+            "issued": int(time.time()),
+            "spec": spec.model_dump(exclude={"env"}, exclude_none=True),
+            "env": self._encrypt(spec.env) if spec.env else None,
+        }
+        return {**options, "signature": self._signature(user, server, options)}
+
+    def verify(self, user: str, server: str, options: Any) -> LaunchSpec:
+        """The spec of ``options``, if they were signed for this server of this user, not too long ago.
+
+        Raises:
+            BadSignature: they were not.
+
+        """
+        try:
+            signature, issued = options["signature"], options["issued"]
+            signed = {key: options[key] for key in ("id", "issued", "spec", "env")}
+            genuine = hmac.compare_digest(self._signature(user, server, signed).encode(), signature.encode())
+        except (TypeError, KeyError, AttributeError, ValueError):
+            genuine = False
+        if not genuine:
+            raise BadSignature(
+                "The launch options were not signed by the launcher service for this server. "
+                "Ask the launcher for the launch; its options can't be sent to the Hub by hand."
+            )
+        if abs(time.time() - issued) > self.lifetime:
+            raise BadSignature(
+                "The launch options were signed too long ago, or the clocks of the Hub and the launcher differ. "
+                "Ask the launcher for a new launch."
+            )
+        env = self._decrypt(signed["env"]) if signed["env"] else {}
+        return parse(LaunchSpec, {**signed["spec"], "env": env})
+
+    def _signature(self, user: str, server: str, options: dict[str, Any]) -> str:
+        message = json.dumps([user, server, options], sort_keys=True, separators=(",", ":"))
+        return hmac.digest(self._mac_key, message.encode(), "sha256").hex()
+
+    def _encrypt(self, env: dict[str, str]) -> str:
+        from cryptography.fernet import Fernet  # only launches that carry env pay for the import
+
+        return Fernet(self._env_key).encrypt(json.dumps(env).encode()).decode()
+
+    def _decrypt(self, text: str) -> dict[str, str]:
+        from cryptography.fernet import Fernet
+
+        env: dict[str, str] = json.loads(Fernet(self._env_key).decrypt(text.encode()))
+        return env

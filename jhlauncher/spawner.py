@@ -1,0 +1,302 @@
+"""Runs inside the Hub: applies a launch to the spawner, if it comes from the launcher.
+
+`LauncherSpawnerMixin` goes before any spawner class. At a start whose ``user_options`` carry launch options it checks
+their signature, applies the spec to the spawner's traits, and lets the spawner start. Every start has a spawner object
+of its own in JupyterHub, so that nothing leaks into the next one; containers from the configuration are replaced by
+new ones, never changed in place.
+
+Options that were applied are marked so in the Hub's database: a later start from the Hub's own page, for which the Hub
+reuses the stored options, is then a plain one. Options that are refused are removed from it, so that they refuse one
+start and not all that follow.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jupyterhub.spawner import SimpleLocalProcessSpawner
+from jupyterhub.utils import maybe_future
+from tornado.web import HTTPError
+from traitlets import Bool, Dict, Float, List, Unicode, default
+from traitlets.config import Configurable
+
+from .errors import InvalidRequest
+from .models import Cpu, Gpu, LaunchSpec, Memory, Volume
+from .signing import KEY_ENV, OPTIONS_KEY, BadSignature, Signer
+
+_used: dict[str, float] = {}
+"""Signatures that have started a server, with the time after which nobody could use them anyway."""
+
+
+class LauncherSpawnerMixin(Configurable):
+    """Makes a spawner class understand launches.
+
+    What the class has a trait for is applied, and the rest refused by name. A class that knows better overrides
+    ``apply_image`` and its siblings; each gets a validated value and may raise `refuse`'s error.
+    """
+
+    if TYPE_CHECKING:  # what the spawner class brings
+        user: Any
+        name: str
+        user_options: dict[str, Any]
+        environment: dict[str, Any]
+        orm_spawner: Any
+        db: Any
+        log: logging.Logger
+        _log_name: str
+
+    signing_key = Unicode(
+        help="""The secret shared with the launcher service, at least 32 characters; install_launcher sets it.
+
+        Default: $JHLAUNCHER_SIGNING_KEY. With none, launches are refused.
+        """
+    ).tag(config=True)
+    signature_lifetime = Float(
+        300, help="Seconds for which signed launch options may start a server, and clocks may differ."
+    ).tag(config=True)
+    allow_token_in_url = Bool(
+        True,
+        help="""Let launched servers accept ?token=... in their URL, as clients of `POST containers` expect.
+
+        Sets JUPYTERHUB_ALLOW_TOKEN_IN_URL=1 in the server's environment. A URL with a token opens the server for
+        whoever has it until the token expires; turn this off where all clients can send a header.
+        """,
+    ).tag(config=True)
+
+    @default("signing_key")
+    def _default_signing_key(self) -> str:
+        return os.environ.get(KEY_ENV, "")
+
+    async def start(self) -> Any:
+        """Apply the launch, if this start is one, and start."""
+        options = self.user_options.get(OPTIONS_KEY)
+        if options is not None and not (isinstance(options, dict) and options.get("applied")):
+            self.apply_launch(self._verified(options))
+            self._store_options({**self.user_options, OPTIONS_KEY: {**options, "applied": True}})
+        return await maybe_future(super().start())  # type: ignore[misc]
+
+    # -- whether
+
+    def _verified(self, options: Any) -> LaunchSpec:
+        """The spec of options that the launcher signed for this start."""
+        try:
+            if not self.signing_key:
+                raise BadSignature("This Hub's spawner has no signing key, and so takes no launches.")
+            signer = Signer(self.signing_key, self.signature_lifetime)
+            spec = signer.verify(self.user.name, self.name, options)
+            self._use_once(options["signature"])
+        except (BadSignature, InvalidRequest) as error:
+            self._store_options({key: value for key, value in self.user_options.items() if key != OPTIONS_KEY})
+            self.log.warning("Refused launch options for %s: %s", self._log_name, error)
+            raise _error(403, str(error)) from None
+        return spec
+
+    def _use_once(self, signature: str) -> None:
+        now = time.monotonic()
+        for old in [key for key, end in _used.items() if end < now]:
+            del _used[old]
+        if signature in _used:
+            raise BadSignature("These launch options have started a server already. Ask the launcher for a new launch.")
+        _used[signature] = now + 2 * self.signature_lifetime
+
+    def _store_options(self, options: dict[str, Any]) -> None:
+        self.user_options = options
+        self.orm_spawner.user_options = options
+        self.db.commit()
+
+    # -- what
+
+    def apply_launch(self, spec: LaunchSpec) -> None:
+        """Apply each field of the spec that was asked for.
+
+        Raises:
+            tornado.web.HTTPError: 400, naming the field that this spawner can't do.
+
+        """
+        self.apply_image(spec.image)
+        if spec.volumes:
+            self.apply_volumes(spec.volumes)
+        if spec.cpu:
+            self.apply_cpu(spec.cpu)
+        if spec.memory:
+            self.apply_memory(spec.memory)
+        if spec.gpu:
+            self.apply_gpu(spec.gpu)
+        self.apply_env({**spec.env, **({"JUPYTERHUB_ALLOW_TOKEN_IN_URL": "1"} if self.allow_token_in_url else {})})
+
+    def apply_image(self, image: str) -> None:
+        """Start this image."""
+        self._need_trait("image", "image")
+        self.image = image
+
+    def apply_volumes(self, volumes: list[Volume]) -> None:
+        """Mount these volumes."""
+        self.refuse("volumes")
+
+    def apply_cpu(self, cpu: Cpu) -> None:
+        """Guarantee and limit CPU cores."""
+        self._set_given("cpu", cpu_guarantee=cpu.request, cpu_limit=cpu.limit)
+
+    def apply_memory(self, memory: Memory) -> None:
+        """Guarantee and limit bytes of memory."""
+        self._set_given("memory", mem_guarantee=memory.request, mem_limit=memory.limit)
+
+    def apply_gpu(self, gpu: Gpu) -> None:
+        """Give GPUs."""
+        self.refuse("gpu")
+
+    def apply_env(self, env: dict[str, str]) -> None:
+        """Set these environment variables."""
+        self._need_trait("environment", "env")
+        self.environment = {**self.environment, **env}
+
+    def refuse(self, field: str, why: str = "") -> None:
+        """Refuse a field of the spec, by name.
+
+        Raises:
+            tornado.web.HTTPError: 400, always.
+
+        """
+        raise _error(400, f"{field}: {why or f'{type(self).__name__} has no support for it'}")
+
+    def _need_trait(self, trait: str, field: str) -> None:
+        if not self.has_trait(trait):
+            self.refuse(field)
+
+    def _set_given(self, field: str, **values: Any) -> None:
+        for trait, value in values.items():
+            if value is not None:
+                self._need_trait(trait, field)
+                setattr(self, trait, value)
+
+
+def _error(status: int, message: str) -> HTTPError:
+    """An error that the Hub shows as it is, on its pages, in its API and in the progress stream."""
+    error = HTTPError(status, message.replace("%", "%%"))
+    error.jupyterhub_message = message  # type: ignore[attr-defined]
+    return error
+
+
+class LauncherLocalSpawner(LauncherSpawnerMixin, SimpleLocalProcessSpawner):  # type: ignore[misc]
+    """The ``local`` engine: servers as processes of the Hub's own user, for people who trust each other.
+
+    There is no isolation between users (see `SimpleLocalProcessSpawner`). An image is a name in `environments`, a
+    volume a folder below `volumes_dir`, linked at its mount in the server's home.
+    """
+
+    environments = Dict(
+        help="""What the images are: {name: {"cmd": [...], "environment": {...}}}; both keys may be left out.
+
+        Default: one image, "singleuser", which is what `cmd` of the spawner says (jupyterhub-singleuser).
+        """
+    ).tag(config=True)
+    root_dir = Unicode(
+        help="Folder for the homes and volumes. Default: $XDG_DATA_HOME/jhlauncher or ~/.local/share/jhlauncher."
+    ).tag(config=True)
+    volumes_dir = Unicode(help="Folder with one folder per volume. Default: volumes below root_dir.").tag(config=True)
+    home_mount = Unicode(
+        "/home/jovyan",
+        help="Mounts below this path appear in the server's home; others can't be had on this engine.",
+    ).tag(config=True)
+    ignored_fields = List(
+        Unicode(),
+        help="""Fields of a launch that are accepted without effect instead of refused: "cpu", "memory", "gpu".""",
+    ).tag(config=True)
+
+    @default("environments")
+    def _default_environments(self) -> dict[str, Any]:
+        return {"singleuser": {}}
+
+    @default("root_dir")
+    def _default_root_dir(self) -> str:
+        data = os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser()
+        return str(Path(data, "jhlauncher"))
+
+    @default("volumes_dir")
+    def _default_volumes_dir(self) -> str:
+        return str(Path(self.root_dir, "volumes"))
+
+    @default("home_dir")
+    def _default_home_dir(self) -> str:
+        """One home per server, so that servers side by side don't see each other's mounts."""
+        return str(Path(self.root_dir, "homes", self.escaped_name, self.name or "default"))
+
+    @property
+    def escaped_name(self) -> str:
+        """The user's name as the name of a folder."""
+        return str(self.user.escaped_name)
+
+    async def start(self) -> Any:
+        """Start with only this launch's mounts."""
+        self._unlink_mounts()
+        return await super().start()
+
+    def apply_image(self, image: str) -> None:
+        """Run the command, with the environment, that the table has for this name."""
+        if image not in self.environments:
+            self.refuse("image", f"{image} is not one of this Hub's images: {', '.join(self.environments)}")
+        entry = self.environments[image]
+        if "cmd" in entry:
+            self.cmd = entry["cmd"]
+        self.environment = {**self.environment, **entry.get("environment", {})}
+
+    def apply_cpu(self, cpu: Cpu) -> None:
+        """A plain process has no limits."""
+        self._ignore_or_refuse("cpu")
+
+    def apply_memory(self, memory: Memory) -> None:
+        """A plain process has no limits."""
+        self._ignore_or_refuse("memory")
+
+    def apply_gpu(self, gpu: Gpu) -> None:
+        """A plain process sees every device or none."""
+        self._ignore_or_refuse("gpu")
+
+    def apply_volumes(self, volumes: list[Volume]) -> None:
+        """Link the volumes' folders into the home."""
+        links = {self._link(volume): self._folder(volume) for volume in volumes}
+        for link, folder in links.items():
+            if link.exists() or link.is_symlink():
+                self.refuse("volumes", f"there is something at {link.name} in the server's home already")
+            folder.mkdir(parents=True, exist_ok=True)
+            link.parent.mkdir(parents=True, exist_ok=True)
+        self._links_file.parent.mkdir(parents=True, exist_ok=True)
+        self._links_file.write_text(json.dumps([str(link) for link in links]))
+        for link, folder in links.items():
+            link.symlink_to(folder)
+
+    def _ignore_or_refuse(self, field: str) -> None:
+        if field not in self.ignored_fields:
+            self.refuse(field, "the local engine can't do this (LauncherLocalSpawner.ignored_fields may ignore it)")
+
+    def _folder(self, volume: Volume) -> Path:
+        if volume.read_only:
+            self.refuse("volumes", "the local engine has no read-only mounts")
+        return Path(self.volumes_dir, volume.name, volume.subpath)
+
+    def _link(self, volume: Volume) -> Path:
+        prefix = self.home_mount.rstrip("/") + "/"
+        if not volume.mount.startswith(prefix):
+            self.refuse("volumes", f"the local engine mounts only below {prefix}, not at {volume.mount}")
+        return Path(self.home_dir, volume.mount.removeprefix(prefix))
+
+    @property
+    def _links_file(self) -> Path:
+        """The links of the latest launch, so that the next one can remove them even after a crash."""
+        return Path(self.root_dir, "links", self.escaped_name, f"{self.name or 'default'}.json")
+
+    def _unlink_mounts(self) -> None:
+        Path(self.home_dir).mkdir(parents=True, exist_ok=True)
+        try:
+            links = json.loads(self._links_file.read_text())
+        except FileNotFoundError:
+            return
+        for link in map(Path, links):
+            if link.is_symlink():
+                link.unlink()
+        self._links_file.unlink()
