@@ -33,6 +33,11 @@ from . import environment, sse
 from .errors import AnswerLost, HubRefused, HubUnavailable, InvalidRequest, LauncherError, Unauthenticated
 from .models import Caller
 
+try:
+    from jupyterhub.httpclient import JupyterHubHTTPClient  # what HubAuth uses
+except ImportError:  # JupyterHub 5: HubAuth uses Tornado's client, which keeps nothing open
+    JupyterHubHTTPClient = None
+
 TOKEN_NOTE = "jhlauncher"  # noqa: S105  (a label, not a secret)
 
 JsonObject = dict[str, Any]
@@ -190,6 +195,8 @@ class Hub(LoggingConfigurable):
         await self._identify.cache_close()
         await self._brief.close()
         await self._long.close()
+        if JupyterHubHTTPClient:
+            await JupyterHubHTTPClient.loop_instance().close()
 
     def _connector(self, limit: int) -> aiohttp.BaseConnector:
         url = urlsplit(self.api_url)

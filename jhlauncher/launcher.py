@@ -140,8 +140,8 @@ class Launcher(LoggingConfigurable):
             raise ServerConflict(f"{_title(user, server)} is already being started.", reason="server_starting")
         launch = self._launches[user, server] = _Launch(user, server, decision.spec)
         self.log.info(
-            "Launch %s: %s with image %s for %s, by rule %r",
-            *(launch.id, _title(user, server), launch.spec.image, caller.label, decision.rule),
+            "Launch %s: %s/%s with image %s for %s, by rule %r",
+            *(launch.id, user, server, launch.spec.image, caller.label, decision.rule),
         )
         try:
             launched = await self._run_in_time(launch, report)
@@ -150,7 +150,7 @@ class Launcher(LoggingConfigurable):
             raise
         finally:
             del self._launches[user, server]
-        self.log.info("Launch %s: %s is ready", launch.id, _title(user, server))
+        self.log.info("Launch %s: %s/%s is ready", launch.id, user, server)
         return launched
 
     async def status(self, caller: Caller, user: str, server: str) -> JsonObject:
@@ -180,7 +180,7 @@ class Launcher(LoggingConfigurable):
         await self._existing_server(user, server)
         if launch := self._launches.get((user, server)):
             launch.stopped = True
-        self.log.info("Stopping %s for %s", _title(user, server), caller.label)
+        self.log.info("Stopping %s/%s for %s", user, server, caller.label)
         await self._stop_and_wait(user, server)
         await self._hub.revoke_tokens(user, server)
 

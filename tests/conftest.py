@@ -1,0 +1,127 @@
+"""Fixtures of the fast tests: the whole service on a real socket, in front of a scriptable Hub on another."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from traitlets.config import Config
+
+from jhlauncher import sse
+from jhlauncher.app import LauncherApp
+from tests.fake_hub import PLATFORM_TOKEN, SERVICE_TOKEN, FakeHub
+
+ENVIRONMENT = (
+    "JHLAUNCHER_IMAGES",
+    "JHLAUNCHER_SIGNING_KEY",
+    "JUPYTERHUB_API_PREFIX",
+    "JUPYTERHUB_API_TOKEN",
+    "JUPYTERHUB_API_URL",
+    "JUPYTERHUB_SERVICE_NAME",
+    "JUPYTERHUB_SERVICE_PREFIX",
+    "JUPYTERHUB_SERVICE_URL",
+    "JUPYTERHUB_SSL_CERTFILE",
+    "JUPYTERHUB_SSL_CLIENT_CA",
+    "JUPYTERHUB_SSL_KEYFILE",
+    "JUPYTERHUB_URL",
+    "LOG_LEVEL",
+    "STATUS_CHECK_COUNT",
+    "STATUS_CHECK_INTERVAL",
+    "USER_TOKEN_LIFETIME",
+)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No setting of the machine's reaches a test, and none is found in the working directory."""
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+@dataclass
+class Service:
+    """The running service, and a client of its."""
+
+    url: str
+    app: LauncherApp
+    hub: FakeHub
+    client: aiohttp.ClientSession
+
+    async def request(
+        self, method: str, path: str = "containers", token: str | None = PLATFORM_TOKEN, **kwargs: Any
+    ) -> tuple[int, Any]:
+        """Status and JSON body of an answer."""
+        headers = {**({"Authorization": f"token {token}"} if token else {}), **kwargs.pop("headers", {})}
+        async with self.client.request(method, f"{self.url}{path}", headers=headers, **kwargs) as response:
+            body = await response.json() if response.content_type == "application/json" else await response.text()
+            return response.status, body
+
+    async def launch(self, token: str = PLATFORM_TOKEN, **body: Any) -> tuple[int, Any]:
+        """Launch a server, alice's unless said otherwise."""
+        return await self.request("POST", token=token, json={"username": "alice", "image": "image:1", **body})
+
+    async def events(self, **body: Any) -> AsyncIterator[tuple[str, Any]]:
+        """The names and data of a launch's event stream."""
+        headers = {"Authorization": f"token {PLATFORM_TOKEN}", "Accept": "text/event-stream"}
+        body = {"username": "alice", "image": "image:1", **body}
+        async with self.client.post(f"{self.url}containers", json=body, headers=headers) as response:
+            assert response.status == 200
+            assert response.content_type == "text/event-stream"
+            async for event in sse.decode(response.content.iter_any()):
+                yield event.name, json.loads(event.data)
+
+
+@asynccontextmanager
+async def running_service(hub: FakeHub, **sections: dict[str, Any]) -> AsyncIterator[Service]:
+    """The service in front of a Hub, configured by sections of traits."""
+    config = Config({name: Config(values) for name, values in sections.items()})
+    config.Hub.setdefault("api_url", hub.api_url)
+    config.Hub.api_token = SERVICE_TOKEN
+    app = LauncherApp(config=config)
+    app.initialize([])
+    await app.hub.start()
+    server = HTTPServer(app.web_application(), xheaders=True, max_body_size=10 * app.max_body_size)
+    sockets = bind_sockets(0, "127.0.0.1")
+    server.add_sockets(sockets)
+    try:
+        async with aiohttp.ClientSession() as client:
+            url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}{app.prefix}"
+            yield Service(url, app, hub, client)
+    finally:
+        server.stop()
+        await server.close_all_connections()
+        await app.progress.stop()
+        await app.hub.stop()
+
+
+@pytest_asyncio.fixture
+async def hub() -> AsyncIterator[FakeHub]:
+    """A Hub that does what it is told."""
+    hub = FakeHub()
+    await hub.start()
+    yield hub
+    await hub.stop()
+
+
+@pytest_asyncio.fixture
+async def service(hub: FakeHub) -> AsyncIterator[Service]:
+    """The service with its defaults, but impatient."""
+    async with running_service(hub, Launcher={"progress_delay": 0.05}, Hub={"retry_timeout": 1}) as service:
+        yield service
+
+
+async def until(condition: Any, timeout: float = 5) -> None:
+    """Wait for something that tells nobody."""
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.01)
