@@ -6,8 +6,9 @@ How a launch goes::
            -> follow its events -> ask the Hub whether it is true -> a token for this server
 
 The Hub's answers along the way are hints: its 201 may come before the server is ready, its 500 while it still starts,
-its ``ready`` event after a cancel. Only the last question decides, and it also tells whether what runs is what was
-asked here (another start may have been under way, whose options the Hub keeps).
+its ``ready`` event after a cancel, as does ``ready`` in the server's model for a second. Only the marks decide that the
+mixin in the Hub sets in the options; they also tell whether what runs is what was asked here (another start may have
+been under way, whose options the Hub keeps).
 """
 
 from __future__ import annotations
@@ -243,7 +244,8 @@ class Launcher(LoggingConfigurable):
             raise
         except LauncherError as problem:
             error = _cancelled(launch) if launch.stopped else problem
-        if not isinstance(error, HubUnavailable):
+        # whoever cancels also stops: a second stop at the same time would make the Hub fail the first
+        if not isinstance(error, HubUnavailable) and error.reason != "cancelled":
             await self._clean_up(launch)
         raise error
 
@@ -344,8 +346,9 @@ class Launcher(LoggingConfigurable):
         server = await self._active_server(launch.user, launch.server)
         if server and server["pending"] == "spawn":  # the process is gone, the Hub still waits for it to answer
             return LaunchFailed(f"{title} did not start: {reply.message}", reason="crashed")
-        final = final or await self._follow(launch, _ignore)  # the Hub repeats its last verdict
-        return _failed(launch, final.message if final else reply.message)
+        # of a start that failed, the Hub repeats its verdict; of one that was cancelled, it has none
+        final = final or (None if server else await self._follow(launch, _ignore))
+        return _failed(launch, final.message) if final and final.phase == "failed" else _cancelled(launch)
 
     async def _confirm(self, launch: _Launch) -> JsonObject | None:
         """The Hub's model of the server if it is ready, None if it still starts.
@@ -366,13 +369,15 @@ class Launcher(LoggingConfigurable):
             )
         if not server["ready"]:
             return None
-        if not options.get("applied"):
-            raise LaunchFailed(
-                "The Hub's spawner has ignored the launch options: its class lacks the launcher's mixin. "
-                "An administrator must use install_launcher in jupyterhub_config.py.",
-                reason="spawner_not_wrapped",
-            )
-        return server
+        if options.get("up"):
+            return server
+        if options.get("applied"):
+            raise _cancelled(launch)
+        raise LaunchFailed(
+            "The Hub's spawner has ignored the launch options: its class lacks the launcher's mixin. "
+            "An administrator must use install_launcher in jupyterhub_config.py.",
+            reason="spawner_not_wrapped",
+        )
 
     # -- servers
 

@@ -5,8 +5,9 @@ their signature, applies the spec to the spawner's traits, and lets the spawner 
 of its own in JupyterHub, so that nothing leaks into the next one; containers from the configuration are replaced by
 new ones, never changed in place.
 
-Options that were applied are marked so in the Hub's database: a later start from the Hub's own page, for which the Hub
-reuses the stored options, is then a plain one. Options that are refused are removed from it, so that they refuse one
+Options that were applied are marked ``applied`` in the Hub's database: a later start from the Hub's own page, for which
+the Hub reuses the stored options, is then a plain one. They are marked ``up`` once the Hub has seen the server answer:
+its own word ``ready`` also holds for a start that has just been cancelled. Options that are refused are removed from it, so that they refuse one
 start and not all that follow.
 """
 
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyterhub.spawner import SimpleLocalProcessSpawner
 from jupyterhub.utils import maybe_future
+from sqlalchemy.orm import object_session
 from tornado.web import HTTPError
 from traitlets import Bool, Dict, Float, List, Unicode, default
 from traitlets.config import Configurable
@@ -46,7 +48,6 @@ class LauncherSpawnerMixin(Configurable):
         user_options: dict[str, Any]
         environment: dict[str, Any]
         orm_spawner: Any
-        db: Any
         log: logging.Logger
         _log_name: str
 
@@ -72,6 +73,11 @@ class LauncherSpawnerMixin(Configurable):
     def _default_signing_key(self) -> str:
         return os.environ.get(KEY_ENV, "")
 
+    @default("apply_user_options")
+    def _default_apply_user_options(self) -> Any:
+        """Nothing: launch options are applied at the very start, where no other hook can undo them."""
+        return lambda spawner, user_options: None
+
     async def start(self) -> Any:
         """Apply the launch, if this start is one, and start."""
         options = self.user_options.get(OPTIONS_KEY)
@@ -79,6 +85,13 @@ class LauncherSpawnerMixin(Configurable):
             self.apply_launch(self._verified(options))
             self._store_options({**self.user_options, OPTIONS_KEY: {**options, "applied": True}})
         return await maybe_future(super().start())  # type: ignore[misc]
+
+    def add_poll_callback(self, callback: Any, *args: Any, **kwargs: Any) -> None:
+        """Notice that the server is up: the Hub begins to watch for its end when its start is complete."""
+        options = self.user_options.get(OPTIONS_KEY)
+        if isinstance(options, dict) and options.get("applied"):
+            self._store_options({**self.user_options, OPTIONS_KEY: {**options, "up": True}})
+        super().add_poll_callback(callback, *args, **kwargs)  # type: ignore[misc]
 
     # -- whether
 
@@ -107,7 +120,9 @@ class LauncherSpawnerMixin(Configurable):
     def _store_options(self, options: dict[str, Any]) -> None:
         self.user_options = options
         self.orm_spawner.user_options = options
-        self.db.commit()
+        session = object_session(self.orm_spawner)
+        if session:
+            session.commit()
 
     # -- what
 

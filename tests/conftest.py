@@ -86,7 +86,7 @@ async def running_service(hub: FakeHub, **sections: dict[str, Any]) -> AsyncIter
     """The service in front of a Hub, configured by sections of traits."""
     config = Config({name: Config(values) for name, values in sections.items()})
     config.Hub.setdefault("api_url", hub.api_url)
-    config.Hub.api_token = SERVICE_TOKEN
+    config.Hub.setdefault("api_token", SERVICE_TOKEN)
     app = LauncherApp(config=config)
     app.initialize([])
     await app.hub.start()

@@ -58,6 +58,8 @@ class FakeServer:
 
     def finish(self) -> None:
         self.pending, self.ready = None, True
+        if self.user_options.get("launcher", {}).get("applied"):
+            self.user_options["launcher"]["up"] = True
         self.emit(100, "Server ready", ready=True)
         self.done.set()
 
@@ -245,10 +247,11 @@ class _Server(_Handler):
         if server is None:
             raise HTTPError(404)
         if server.pending == "spawn":
-            # as the real one, in three of three trials, after a cancelled start
-            server.pending = "stop"
+            # as the real one: for a second after a cancel, events and model say that the server is ready
+            server.pending, server.ready = None, True
             server.emit(100, "Server ready", ready=True)
             server.done.set()
+            await asyncio.sleep(0.2)
         server.ready = False
         if Misbehaviour.SLOW_TO_STOP in self.hub.misbehaviours:
             server.pending = "stop"

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.conftest import Service, running_service, until
-from tests.fake_hub import FakeHub, Misbehaviour
+from tests.fake_hub import PLATFORM_TOKEN, FakeHub, Misbehaviour
 
 pytestmark = pytest.mark.asyncio
 
@@ -132,6 +132,19 @@ async def test_false_ready_after_cancel_is_not_believed(service: Service):
     status, error = await launch
     assert (status, error["reason"]) == (500, "cancelled")
     assert not service.hub.tokens
+
+
+async def test_false_ready_after_cancel_at_the_hub_is_not_believed(service: Service):
+    service.hub.auto_finish = False
+    launch = asyncio.create_task(service.launch())
+    await until(lambda: "GET /users/alice/server/progress" in service.hub.requests)
+    headers = {"Authorization": f"token {PLATFORM_TOKEN}"}
+    async with service.client.delete(f"{service.hub.api_url}/users/alice/server", headers=headers) as response:
+        assert response.status == 204
+    status, error = await launch
+    assert (status, error["reason"]) == (500, "cancelled")
+    assert not service.hub.tokens
+    assert service.hub.count()["DELETE /users/alice/server"] == 1
 
 
 async def test_process_that_died_is_not_waited_for(service: Service):
