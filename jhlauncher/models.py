@@ -130,6 +130,12 @@ def parse_bytes(value: int | str) -> int:
     return int(float(number) * 1024 ** " KMGT".index(unit or " "))
 
 
+def _byte_size(value: Any) -> int | str:
+    _check(parse_bytes(value) > 0, "must be positive")
+    size: int | str = value
+    return size
+
+
 def _none_as_empty(value: Any) -> Any:
     """Clients of several languages send null for what they leave out."""
     return "" if value is None else value
@@ -145,9 +151,8 @@ SubPath = Annotated[str, AfterValidator(_subpath), BeforeValidator(_none_as_empt
 Environment = dict[Annotated[str, AfterValidator(_env_name)], Annotated[str, AfterValidator(_env_value)]]
 Cores = Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
 Devices = Annotated[int, Field(ge=0, le=1000)]
-ByteSize = Annotated[
-    int | str, AfterValidator(lambda v: v if parse_bytes(v) > 0 else _check(False, "must be positive"))
-]
+ByteSize = Annotated[Any, AfterValidator(_byte_size)]
+"""``1073741824`` or ``"1G"``, as `parse_bytes` reads them."""
 
 
 class Model(BaseModel):
@@ -358,7 +363,8 @@ def parse(model: type[ModelType], data: bytes | dict[str, Any]) -> ModelType:
         return model.model_validate_json(data) if isinstance(data, bytes) else model.model_validate(data)
     except ValidationError as error:
         fields = [
-            {"field": ".".join(str(part) for part in problem["loc"]), "problem": _problem(problem)}
+            # pydantic marks that the key of a dict is meant
+            {"field": ".".join(str(part) for part in problem["loc"] if part != "[key]"), "problem": _problem(problem)}
             for problem in error.errors(include_url=False, include_context=False, include_input=False)
         ]
     text = "; ".join(

@@ -24,15 +24,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from traitlets import Dict, List, TraitError, Unicode, default, validate
 from traitlets.config import LoggingConfigurable
 
 from . import environment
 from .errors import PolicyDenied
-from .models import ByteSize, Caller, LaunchSpec, Model, Volume, parse_amount
+from .models import Caller, LaunchSpec, Model, Volume, parse_amount, parse_bytes
 
 
 class Rule(Model):
@@ -46,7 +46,7 @@ class Rule(Model):
     volumes: list[str] = []
     env: list[str] = []
     cpu: float | None = Field(0, ge=0)
-    memory: ByteSize | float | None = 0
+    memory: Annotated[Any, AfterValidator(lambda value: value if value is None else parse_bytes(value))] = 0
     gpu: int | None = Field(0, ge=0)
 
     def matches(self, caller: Caller, user: str, groups: frozenset[str]) -> bool:

@@ -5,10 +5,10 @@ their signature, applies the spec to the spawner's traits, and lets the spawner 
 of its own in JupyterHub, so that nothing leaks into the next one; containers from the configuration are replaced by
 new ones, never changed in place.
 
-Options that were applied are marked ``applied`` in the Hub's database: a later start from the Hub's own page, for which
-the Hub reuses the stored options, is then a plain one. They are marked ``up`` once the Hub has seen the server answer:
-its own word ``ready`` also holds for a start that has just been cancelled. Options that are refused are removed from it, so that they refuse one
-start and not all that follow.
+Options that were applied are marked ``applied`` in the Hub's database: a later start from the Hub's own page, for
+which the Hub reuses the stored options, is then a plain one. They are marked ``up`` once the Hub has seen the server
+answer: its own word ``ready`` also holds for a start that was just cancelled. Options that are refused are removed
+from the database, so that they refuse one start and not all that follow.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.conftest import running_service, until
+from tests.conftest import running_service
 from tests.real_hub import SIGNING_KEY, RealHub
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.real_hub]
