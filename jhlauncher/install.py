@@ -16,7 +16,7 @@ from traitlets.config import Config
 from traitlets.config.loader import LazyConfigValue
 from traitlets.utils.importstring import import_item
 
-from .signing import derive_key
+from .signing import KEY_ENV, MIN_KEY_LENGTH, derive_key
 
 ENGINES = {"local": "jhlauncher.spawner.LauncherLocalSpawner"}
 """The spawner class of each engine."""
@@ -67,6 +67,8 @@ def install_launcher(
         raise ValueError("install_launcher: an external service (url=) needs its api_token=")
     if url and (config_file or images):
         raise ValueError("install_launcher: an external service has its images and config_file on its own side")
+    if signing_key and len(signing_key) < MIN_KEY_LENGTH:
+        raise ValueError(f"install_launcher: signing_key= needs at least {MIN_KEY_LENGTH} characters")
     token = api_token or secrets.token_hex(32)
     key = signing_key or derive_key(token)
     c.JupyterHub.spawner_class = _mixed(spawner_class) if spawner_class else ENGINES[engine or ""]

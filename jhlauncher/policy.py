@@ -21,6 +21,7 @@ Only patterns in ``volumes`` know ``{username}``.
 
 from __future__ import annotations
 
+import glob
 import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -81,7 +82,7 @@ class Rule(Model):
     def _allows_volume(self, user: str, volume: Volume) -> bool:
         for entry in self.volumes:
             pattern, _, mode = entry.partition(":")
-            named = fnmatchcase(volume.name, pattern.replace("{username}", user))
+            named = fnmatchcase(volume.name, pattern.replace("{username}", glob.escape(user)))
             if named and (mode != "ro" or volume.read_only):
                 return True
         return False

@@ -21,6 +21,8 @@ from .models import LaunchSpec, parse
 KEY_ENV = "JHLAUNCHER_SIGNING_KEY"
 OPTIONS_KEY = "launcher"
 """The one key of ``user_options`` that is this project's."""
+MIN_KEY_LENGTH = 32
+"""Characters of the signing key."""
 
 
 class BadSignature(Exception):
@@ -41,14 +43,14 @@ class Signer:
     """Signs launch specs and checks them.
 
     Args:
-        key: the shared secret, at least 32 characters.
+        key: the shared secret, at least `MIN_KEY_LENGTH` characters.
         lifetime: seconds for which a signed spec may be used to start its server.
 
     """
 
     def __init__(self, key: str, lifetime: float = 300) -> None:
-        if len(key) < 32:
-            raise ValueError("the signing key must have at least 32 characters")
+        if len(key) < MIN_KEY_LENGTH:
+            raise ValueError(f"the signing key must have at least {MIN_KEY_LENGTH} characters")
         self._mac_key = _derive(key.encode(), b"jhlauncher spec signature")
         self._env_key = base64.urlsafe_b64encode(_derive(key.encode(), b"jhlauncher env encryption"))
         self.lifetime = lifetime

@@ -35,12 +35,15 @@ async def lines(chunks: AsyncIterable[bytes]) -> AsyncGenerator[str, None]:
     """Split a byte stream at LF, CR LF or CR; an unfinished last line is dropped."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
     pending = ""
+    after_cr = False  # a CR ended the last chunk, so that an LF at the beginning of this one is its second half
     async for chunk in chunks:
-        text = pending + decoder.decode(chunk)
-        # a CR at the very end may be the first half of a CR LF: keep it until more arrives
-        held = "\r" if text.endswith("\r") else ""
-        *complete, pending = text.removesuffix(held).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-        pending += held
+        text = decoder.decode(chunk)
+        if not text:
+            continue
+        if after_cr:
+            text = text.removeprefix("\n")
+        after_cr = chunk.endswith(b"\r")
+        *complete, pending = (pending + text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
         if len(pending) > MAX_EVENT_CHARS:
             raise ValueError("a line of the event stream is too long")
         for line in complete:

@@ -1,0 +1,82 @@
+"""Imports run down only: what each module of the package may know of the others."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import jhlauncher
+
+PACKAGE = Path(jhlauncher.__file__).parent
+
+# module -> its floor; a module may import those below it, and of its own floor only what MAY says
+FLOORS = {
+    "_version": 0,
+    "environment": 0,
+    "errors": 0,
+    "sse": 0,
+    "models": 0,
+    "signing": 0,
+    "hub": 1,
+    "policy": 2,
+    "progress": 2,
+    "launcher": 3,
+    "handlers.base": 4,
+    "handlers.containers": 4,
+    "handlers.health": 4,
+    "handlers": 4,
+    "app": 5,
+    "demo": 5,
+    "__main__": 6,
+    "__init__": 6,
+    # the side: runs inside the Hub
+    "install": 1,
+    "spawner": 1,
+}
+MAY = {
+    ("models", "errors"),
+    ("signing", "models"),
+    ("install", "spawner"),
+    ("handlers.containers", "handlers.base"),
+    ("handlers.health", "handlers.base"),
+    ("handlers", "handlers.containers"),
+    ("handlers", "handlers.health"),
+}
+
+
+def modules() -> dict[str, Path]:
+    names = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        names[name.removesuffix(".__init__") if name != "__init__" else name] = path
+    return names
+
+
+def imports(name: str, path: Path) -> set[str]:
+    """The modules of this package that a module imports, wherever in it."""
+    package = name.split(".") if path.name == "__init__.py" and name != "__init__" else name.split(".")[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        base = package[: len(package) - node.level + 1]
+        module = ".".join([*base, *(node.module.split(".") if node.module else [])])
+        found |= {module} if node.module else {".".join([*base, alias.name]) for alias in node.names}
+    return found
+
+
+def test_every_module_has_a_floor():
+    assert modules().keys() == FLOORS.keys()
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_imports_run_down(name: str):
+    for imported in imports(name, modules()[name]):
+        assert FLOORS[imported] < FLOORS[name] or (name, imported) in MAY, f"{name} imports {imported}"
+
+
+def test_the_hubs_side_sees_only_the_floor():
+    for name in ("install", "spawner"):
+        assert all(FLOORS[imported] == 0 or imported == "spawner" for imported in imports(name, modules()[name]))

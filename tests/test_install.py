@@ -1,0 +1,147 @@
+"""What ``install_launcher`` leaves in a configuration, as JupyterHub itself reads it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyterhub.app import JupyterHub
+from jupyterhub.spawner import SimpleLocalProcessSpawner
+from traitlets.config import Config
+
+from jhlauncher import install_launcher
+from jhlauncher.signing import derive_key
+from jhlauncher.spawner import LauncherLocalSpawner, LauncherSpawnerMixin
+
+INSTALL = 'from jhlauncher import install_launcher\ninstall_launcher(c, engine="local")\n'
+OURS = {"admin:users", "servers", "tokens"}
+
+
+def read(tmp_path: Path, text: str, *arguments: str) -> JupyterHub:
+    """JupyterHub with this configuration file, not started."""
+    path = tmp_path / "jupyterhub_config.py"
+    path.write_text("c = get_config()\n" + text)
+    hub = JupyterHub()
+    hub.parse_command_line(list(arguments))
+    hub.load_config_file(str(path))
+    return hub
+
+
+def roles(hub: JupyterHub) -> dict[str, dict[str, Any]]:
+    assert len({role["name"] for role in hub.load_roles}) == len(hub.load_roles)
+    return {role["name"]: role for role in hub.load_roles}
+
+
+def services(hub: JupyterHub) -> dict[str, dict[str, Any]]:
+    return {service["name"]: service for service in hub.services}
+
+
+ADMINISTRATORS = {
+    "nothing": "",
+    "assigned": 'c.JupyterHub.services = [{"name": "cull"}]\nc.JupyterHub.load_roles = [{"name": "cull", "services": ["cull"]}]\n',
+    "appended": 'c.JupyterHub.services.append({"name": "cull"})\nc.JupyterHub.load_roles.extend([{"name": "cull", "services": ["cull"]}])\n',
+    "added": "c.JupyterHub.services = []\nc.JupyterHub.load_roles = []\n"
+    'c.JupyterHub.services += [{"name": "cull"}]\nc.JupyterHub.load_roles += [{"name": "cull"}]\n',
+    "through a dict": 'c["JupyterHub"]["services"] = [{"name": "cull"}]\nc["JupyterHub"]["load_roles"] = [{"name": "cull"}]\n',
+    "merged": "from traitlets.config import Config\nc.merge(Config(JupyterHub=Config(services=[{'name': 'cull'}], load_roles=[{'name': 'cull'}])))\n",
+}
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("lines", ADMINISTRATORS, ids=list(ADMINISTRATORS))
+def test_keeps_the_administrators_lines(tmp_path: Path, order: str, lines: str):
+    text = ADMINISTRATORS[lines]
+    hub = read(tmp_path, INSTALL + text if order == "before" else text + INSTALL)
+    expected = {"launcher"} | ({"cull"} if text else set())
+    assert services(hub).keys() == expected
+    assert roles(hub).keys() == expected | {"user"}
+    assert set(roles(hub)["launcher"]["scopes"]) == OURS
+    assert roles(hub)["user"]["scopes"] == ["self", "access:services!service=launcher"]
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_administrators_role_for_users_is_extended(tmp_path: Path, order: str):
+    text = 'c.JupyterHub.load_roles = [{"name": "user", "scopes": ["self", "read:groups"]}]\n'
+    hub = read(tmp_path, INSTALL + text if order == "before" else text + INSTALL)
+    assert roles(hub)["user"]["scopes"] == ["self", "read:groups", "access:services!service=launcher"]
+
+
+def test_command_line_of_the_hub_is_no_obstacle(tmp_path: Path):
+    hub = read(tmp_path, INSTALL, "--JupyterHub.allow_named_servers=True", "--JupyterHub.port=1234")
+    assert hub.allow_named_servers
+    assert services(hub).keys() == {"launcher"}
+
+
+def test_administrators_lists_are_not_changed():
+    c = Config()
+    mine = [{"name": "user", "scopes": ["self"]}]
+    c.JupyterHub.load_roles = mine
+    install_launcher(c, engine="local")
+    dict(c.JupyterHub.items())
+    assert mine == [{"name": "user", "scopes": ["self"]}]
+    assert c.JupyterHub.load_roles is mine
+
+
+def test_managed_service(tmp_path: Path):
+    hub = read(tmp_path, INSTALL)
+    service = services(hub)["launcher"]
+    assert service["command"] == [sys.executable, "-m", "jhlauncher"]
+    assert service["url"].startswith("http://127.0.0.1:")
+    assert hub.spawner_class is LauncherLocalSpawner
+    key = hub.config.LauncherSpawnerMixin.signing_key
+    assert key == derive_key(service["api_token"]) == service["environment"]["JHLAUNCHER_SIGNING_KEY"]
+    # a new secret with each start of the Hub, unless one is given
+    assert services(read(tmp_path, INSTALL))["launcher"]["api_token"] != service["api_token"]
+
+
+def test_external_service():
+    c = Config()
+    install_launcher(c, engine="local", url="http://10.0.1.1:1984", api_token="super-secret", name="my-launcher")
+    (service,) = dict(c.JupyterHub.items())["services"]
+    assert service == {"name": "my-launcher", "url": "http://10.0.1.1:1984", "api_token": "super-secret"}
+    assert c.LauncherSpawnerMixin.signing_key == derive_key("super-secret")
+
+
+def test_any_spawner_class():
+    c = Config()
+    install_launcher(c, spawner_class=SimpleLocalProcessSpawner)
+    assert c.JupyterHub.spawner_class.__mro__[1:3] == (LauncherSpawnerMixin, SimpleLocalProcessSpawner)
+    for name in ("simple", "jupyterhub.spawner.SimpleLocalProcessSpawner", "launcher-local"):
+        c = Config()
+        install_launcher(c, spawner_class=name)
+        assert issubclass(c.JupyterHub.spawner_class, SimpleLocalProcessSpawner)
+        assert issubclass(c.JupyterHub.spawner_class, LauncherSpawnerMixin)
+
+
+def test_server_state_is_an_extra_scope():
+    c = Config()
+    install_launcher(c, engine="local", server_state=True)
+    (role,) = (role for role in dict(c.JupyterHub.items())["load_roles"] if role["name"] == "launcher")
+    assert set(role["scopes"]) == OURS | {"admin:server_state"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({}, "either engine= or spawner_class="),
+        ({"engine": "local", "spawner_class": "simple"}, "either engine= or spawner_class="),
+        ({"engine": "cloud"}, "unknown engine 'cloud'"),
+        ({"engine": "local", "url": "http://10.0.0.1:1"}, "needs its api_token="),
+        ({"engine": "local", "url": "http://10.0.0.1", "api_token": "x"}, "needs a port"),
+        ({"engine": "local", "url": "http://10.0.0.1:1", "api_token": "x", "images": ["a"]}, "on its own side"),
+        ({"engine": "local", "signing_key": "short"}, "at least 32"),
+    ],
+)
+def test_contradictions_are_said(arguments: dict[str, Any], problem: str):
+    with pytest.raises(ValueError, match=problem):
+        install_launcher(Config(), **arguments)
+
+
+def test_another_service_of_that_name_is_said():
+    c = Config()
+    install_launcher(c, engine="local")
+    c.JupyterHub.services = [{"name": "launcher"}]
+    with pytest.raises(ValueError, match="another service named 'launcher'"):
+        c.JupyterHub.items()
