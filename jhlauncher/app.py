@@ -104,13 +104,6 @@ class LauncherApp(Application):
     def _default_bind_url(self) -> str:
         return environment.text("JUPYTERHUB_SERVICE_URL", "http://127.0.0.1:5000")
 
-    @validate("bind_url")
-    def _valid_bind_url(self, proposal: Any) -> str:
-        url = urlsplit(proposal.value)
-        if url.scheme not in ("http", "https") or not url.hostname or not url.port:
-            raise TraitError(f"where to listen must be http://IP:PORT, not {proposal.value!r}")
-        return str(proposal.value)
-
     @default("prefix")
     def _default_prefix(self) -> str:
         return environment.text("JUPYTERHUB_SERVICE_PREFIX", "/services/launcher/")
@@ -122,13 +115,6 @@ class LauncherApp(Application):
     @default("public_url")
     def _default_public_url(self) -> str:
         return environment.text("JUPYTERHUB_URL")
-
-    @validate("public_url")
-    def _valid_public_url(self, proposal: Any) -> str:
-        url = urlsplit(proposal.value)
-        if proposal.value and (url.scheme not in ("http", "https") or not url.hostname):
-            raise TraitError(f"the public URL must begin with http:// or https://, not be {proposal.value!r}")
-        return str(proposal.value)
 
     @default("signing_key")
     def _default_signing_key(self) -> str:
@@ -149,6 +135,9 @@ class LauncherApp(Application):
         if self.extra_args:
             raise TraitError(f"unknown argument {self.extra_args[0]!r}; see jhlauncher --help")
         self._load_configuration()
+        _check_url("the address to listen on", self.bind_url, with_port=True)
+        if self.public_url:
+            _check_url("JupyterHub's public URL", self.public_url)
         self.hub = Hub(parent=self, service_name=self._service_name())
         self.hub.validate_settings()
         try:
@@ -159,7 +148,7 @@ class LauncherApp(Application):
         launcher = Launcher(
             parent=self, hub=self.hub, policy=Policy(parent=self), progress=self.progress, signer=signer
         )
-        _ = launcher.start_timeout, launcher.token_lifetime, self.bind_url  # wrong ones are said now
+        _ = launcher.start_timeout, launcher.token_lifetime  # read now, so that wrong ones are said now
         self.services = Services(
             hub=self.hub,
             launcher=launcher,
@@ -262,6 +251,16 @@ class LauncherApp(Application):
             status, request.method, request.path, caller.label if caller else "", request.remote_ip,
             1000 * request.request_time(),
         )  # fmt: skip
+
+
+def _check_url(what: str, text: str, with_port: bool = False) -> None:
+    try:
+        url = urlsplit(text)
+        good = url.scheme in ("http", "https") and url.hostname and (url.port or not with_port)
+    except ValueError:
+        good = False
+    if not good:
+        raise TraitError(f"{what} must be http://HOST{':PORT' if with_port else ''}, not {text!r}")
 
 
 def _log_level(text: str) -> int:

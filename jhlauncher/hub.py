@@ -180,7 +180,7 @@ class Hub(LoggingConfigurable):
         self._brief = aiohttp.ClientSession(connector=self._connector(limit=50), headers=headers)
         self._long = aiohttp.ClientSession(connector=self._connector(limit=0), headers=headers)
         self._auth = HubAuth(
-            api_url=self._base,
+            api_url=self.api_url.rstrip("/"),
             api_token=self.api_token,
             keyfile=self.keyfile,
             certfile=self.certfile,

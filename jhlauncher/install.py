@@ -16,7 +16,7 @@ from traitlets.config import Config
 from traitlets.config.loader import LazyConfigValue
 from traitlets.utils.importstring import import_item
 
-from .signing import KEY_ENV, MIN_KEY_LENGTH, derive_key
+from .signing import MIN_KEY_LENGTH, derive_key
 
 ENGINES = {"local": "jhlauncher.spawner.LauncherLocalSpawner"}
 """The spawner class of each engine."""

@@ -40,12 +40,28 @@ def services(hub: JupyterHub) -> dict[str, dict[str, Any]]:
 
 ADMINISTRATORS = {
     "nothing": "",
-    "assigned": 'c.JupyterHub.services = [{"name": "cull"}]\nc.JupyterHub.load_roles = [{"name": "cull", "services": ["cull"]}]\n',
-    "appended": 'c.JupyterHub.services.append({"name": "cull"})\nc.JupyterHub.load_roles.extend([{"name": "cull", "services": ["cull"]}])\n',
-    "added": "c.JupyterHub.services = []\nc.JupyterHub.load_roles = []\n"
-    'c.JupyterHub.services += [{"name": "cull"}]\nc.JupyterHub.load_roles += [{"name": "cull"}]\n',
-    "through a dict": 'c["JupyterHub"]["services"] = [{"name": "cull"}]\nc["JupyterHub"]["load_roles"] = [{"name": "cull"}]\n',
-    "merged": "from traitlets.config import Config\nc.merge(Config(JupyterHub=Config(services=[{'name': 'cull'}], load_roles=[{'name': 'cull'}])))\n",
+    "assigned": """
+c.JupyterHub.services = [{"name": "cull"}]
+c.JupyterHub.load_roles = [{"name": "cull", "services": ["cull"]}]
+""",
+    "appended": """
+c.JupyterHub.services.append({"name": "cull"})
+c.JupyterHub.load_roles.extend([{"name": "cull", "services": ["cull"]}])
+""",
+    "added": """
+c.JupyterHub.services = []
+c.JupyterHub.load_roles = []
+c.JupyterHub.services += [{"name": "cull"}]
+c.JupyterHub.load_roles += [{"name": "cull"}]
+""",
+    "through a dict": """
+c["JupyterHub"]["services"] = [{"name": "cull"}]
+c["JupyterHub"]["load_roles"] = [{"name": "cull"}]
+""",
+    "merged": """
+from traitlets.config import Config
+c.merge(Config(JupyterHub=Config(services=[{"name": "cull"}], load_roles=[{"name": "cull"}])))
+""",
 }
 
 
