@@ -48,6 +48,11 @@ class LauncherSpawnerMixin(Configurable):
         user_options: dict[str, Any]
         environment: dict[str, Any]
         orm_spawner: Any
+        mounts: Any
+        volumes: Any
+        volume_mounts: Any
+        extra_resource_guarantees: Any
+        extra_resource_limits: Any
         log: logging.Logger
         _log_name: str
 
@@ -150,8 +155,26 @@ class LauncherSpawnerMixin(Configurable):
         self.image = image
 
     def apply_volumes(self, volumes: list[Volume]) -> None:
-        """Mount these volumes."""
-        self.refuse("volumes")
+        """Mount these volumes: as claims where the class has pods, as Docker's named volumes where it has mounts."""
+        if self.has_trait("volume_mounts"):
+            for index, volume in enumerate(volumes):
+                self._add_pod_volume(
+                    f"launch-{index}",
+                    {"persistentVolumeClaim": {"claimName": volume.name, "readOnly": volume.read_only}},
+                    {"mountPath": volume.mount, "subPath": volume.subpath, "readOnly": volume.read_only},
+                )
+        elif self.has_trait("mounts"):
+            if any(volume.subpath for volume in volumes):
+                self.refuse("volumes", f"{type(self).__name__} has no support for a subpath")
+            self.mounts = [*self.mounts, *(_docker_mount(volume) for volume in volumes)]
+        else:
+            self.refuse("volumes")
+
+    def _add_pod_volume(self, name: str, volume: dict[str, Any], mount: dict[str, Any]) -> None:
+        """A volume and its mount, with braces as KubeSpawner takes them; either collection may be a list or a dict."""
+        self.volumes = _with_entry(self.volumes, {"name": name, **volume})
+        escaped = {key: _escaped(value) if isinstance(value, str) else value for key, value in mount.items()}
+        self.volume_mounts = _with_entry(self.volume_mounts, {"name": name, **escaped})
 
     def apply_cpu(self, cpu: Cpu) -> None:
         """Guarantee and limit CPU cores."""
@@ -162,12 +185,18 @@ class LauncherSpawnerMixin(Configurable):
         self._set_given("memory", mem_guarantee=memory.request, mem_limit=memory.limit)
 
     def apply_gpu(self, gpu: Gpu) -> None:
-        """Give GPUs."""
-        self.refuse("gpu")
+        """Give GPUs, and the shared memory that programs on them expect."""
+        self._need_trait("extra_resource_limits", "gpu")
+        amount = {"nvidia.com/gpu": str(gpu.count)}
+        self.extra_resource_guarantees = {**self.extra_resource_guarantees, **amount}
+        self.extra_resource_limits = {**self.extra_resource_limits, **amount}
+        self._add_pod_volume("launch-shm", {"emptyDir": {"medium": "Memory"}}, {"mountPath": "/dev/shm"})  # noqa: S108
 
     def apply_env(self, env: dict[str, str]) -> None:
         """Set these environment variables."""
         self._need_trait("environment", "env")
+        if self.has_trait("volume_mounts"):  # KubeSpawner formats the values
+            env = {name: _escaped(value) for name, value in env.items()}
         self.environment = {**self.environment, **env}
 
     def refuse(self, field: str, why: str = "") -> None:
@@ -188,6 +217,20 @@ class LauncherSpawnerMixin(Configurable):
             if value is not None:
                 self._need_trait(trait, field)
                 setattr(self, trait, value)
+
+
+def _escaped(text: str) -> str:
+    """The text as it comes out of `str.format` unchanged."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _with_entry(entries: Any, entry: dict[str, Any]) -> Any:
+    return {**entries, entry["name"]: entry} if isinstance(entries, dict) else [*entries, entry]
+
+
+def _docker_mount(volume: Volume) -> dict[str, Any]:
+    target = _escaped(volume.mount)
+    return {"type": "volume", "source": volume.name, "target": target, "read_only": volume.read_only}
 
 
 def _error(status: int, message: str) -> HTTPError:
