@@ -94,7 +94,7 @@ async def running_service(hub: FakeHub, **sections: dict[str, Any]) -> AsyncIter
     sockets = bind_sockets(0, "127.0.0.1")
     server.add_sockets(sockets)
     try:
-        async with aiohttp.ClientSession() as client:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
             url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}{app.prefix}"
             yield Service(url, app, hub, client)
     finally:

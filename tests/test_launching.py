@@ -410,3 +410,21 @@ async def test_one_upstream_stream_for_many_listeners(service: Service):
         assert messages[-1] == "Server ready"
     await launch
     assert service.hub.count()["GET /users/alice/server/progress"] == 1
+
+
+async def test_300_launches_pending_at_once_cost_five_requests_each(service: Service):
+    """None of them by polling: nothing is asked while they are pending."""
+    service.hub.auto_finish = False
+    service.hub.slow_spawn_timeout = 60
+    launches = [asyncio.create_task(service.launch(username=f"user{n}")) for n in range(300)]
+    await until(lambda: sum(request.endswith("/progress") for request in service.hub.requests) == 300, timeout=30)
+    pending = len(service.hub.requests)
+    for _ in range(3):  # three steps of every start are told to nobody but the streams
+        for server in service.hub.servers.values():
+            server.emit(50, "working")
+        assert (await service.request("GET", "health"))[0] == 200
+    assert len(service.hub.requests) == pending
+    for server in service.hub.servers.values():
+        server.finish()
+    assert {status for status, _ in await asyncio.gather(*launches)} == {200}
+    assert sum(service.hub.count().values()) == 5 * 300

@@ -92,8 +92,8 @@ def test_pod():
     assert container.resources.requests == {"cpu": 0.5, "memory": 512 * 1024**2, "nvidia.com/gpu": "2"}
     assert given(pod.volumes) == [
         {"name": "own", "empty_dir": {}},
-        {"name": "launch-0", "persistent_volume_claim": {"claim_name": "data", "read_only": False}},
-        {"name": "launch-1", "persistent_volume_claim": {"claim_name": "data", "read_only": True}},
+        {"name": "launch-0", "persistent_volume_claim": {"claimName": "data", "readOnly": False}},
+        {"name": "launch-1", "persistent_volume_claim": {"claimName": "data", "readOnly": True}},
         {"name": "launch-shm", "empty_dir": {"medium": "Memory"}},
     ]
     assert given(container.volume_mounts) == [
