@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 LOCK := requirements/lock.txt
 BIN = $(CURDIR)/$(VENV)/bin
-PYTEST_ARGS ?=
+# a module's Hub is started once, and modules run side by side
+PYTEST_ARGS ?= -n auto --dist loadscope
 
 .PHONY: demo test test-oldest lint format bench lock clean
 
@@ -34,11 +35,11 @@ $(VENV)/.ready: pyproject.toml setup.cfg requirements/*
 	@touch $@
 
 # newest versions within pyproject.toml's ranges, and the oldest ones; needs uv (pip install uv)
-UV_COMPILE = uv pip compile --quiet --no-config --universal --python-version 3.11 --extra dev \
-	--no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml
+UV_COMPILE = uv pip compile --quiet --no-config --universal --python-version 3.11 --extra dev --upgrade \
+	--no-annotate --no-header --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml
 lock:
-	$(UV_COMPILE) --upgrade --output-file requirements/lock.txt
-	$(UV_COMPILE) --upgrade --resolution lowest-direct --constraint requirements/oldest.in --output-file requirements/oldest.txt
+	$(UV_COMPILE) --output-file requirements/lock.txt
+	$(UV_COMPILE) --resolution lowest-direct --output-file requirements/oldest.txt
 	cd requirements && npm install --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
 
 clean:

@@ -277,13 +277,13 @@ class Hub(LoggingConfigurable):
     async def start_server(self, user: str, server: str, options: JsonObject) -> StartReply:
         """Ask the Hub to start a server. It may answer only after its slow_spawn_timeout.
 
+        The options are the whole body: JupyterHub 5 knows no other form, JupyterHub 6 still takes it.
+
         Raises:
             HubUnavailable: it could not be reached, or the answer was lost: the start may be under way.
 
         """
-        reply = await self._request(
-            "POST", _path(user, server), json={"user_options": options}, expected=range(400, 600), long=True
-        )
+        reply = await self._request("POST", _path(user, server), json=options, expected=range(400, 600), long=True)
         return StartReply(reply.status, reply.message, reply.retry_after)
 
     async def stop_server(self, user: str, server: str) -> bool:

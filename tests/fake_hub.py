@@ -236,7 +236,7 @@ class _Server(_Handler):
 
     def _spawn(self, server: FakeServer) -> None:
         server.pending, server.events, server.done = "spawn", [], asyncio.Event()
-        server.user_options = self.json["user_options"]
+        server.user_options = self.json
         if Misbehaviour.IGNORES_OPTIONS not in self.hub.misbehaviours:
             server.user_options["launcher"]["applied"] = True
         server.emit(0, "Server requested")

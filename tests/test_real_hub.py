@@ -343,9 +343,7 @@ async def test_forged_options_are_refused_and_plain_starts_go_on(real_hub: RealH
         "other",
         [],
     ):
-        status, error = await real_hub.api(
-            "POST", "/users/mallory/server", token=token, json={"user_options": {"launcher": forged}}
-        )
+        status, error = await real_hub.api("POST", "/users/mallory/server", token=token, json={"launcher": forged})
         assert status == 403, (forged, error)
         assert "not signed by the launcher" in error["message"]
         assert (await real_hub.api("GET", "/users/mallory"))[1]["servers"] == {}
@@ -375,13 +373,13 @@ async def test_signed_options_start_one_server_once(real_hub: RealHub):
 
     # sent again by hand
     replay = {"launcher": {key: value for key, value in options["launcher"].items() if key != "applied"}}
-    status, error = await real_hub.api("POST", "/users/trudy/server", token=token, json={"user_options": replay})
+    status, error = await real_hub.api("POST", "/users/trudy/server", token=token, json=replay)
     assert (status, "have started a server already" in error["message"]) == (403, True)
     # for another server, or another user
-    status, error = await real_hub.api("POST", "/users/trudy/servers/p1", token=token, json={"user_options": replay})
+    status, error = await real_hub.api("POST", "/users/trudy/servers/p1", token=token, json=replay)
     assert (status, "not signed" in error["message"]) == (403, True)
     mallory = await real_hub.user_token("mallory")
-    status, error = await real_hub.api("POST", "/users/mallory/server", token=mallory, json={"user_options": replay})
+    status, error = await real_hub.api("POST", "/users/mallory/server", token=mallory, json=replay)
     assert (status, "not signed" in error["message"]) == (403, True)
 
 
