@@ -15,6 +15,7 @@ from jhlauncher import install_launcher
 from jhlauncher.signing import derive_key
 from jhlauncher.spawner import LauncherLocalSpawner, LauncherSpawnerMixin
 
+REPOSITORY = Path(__file__).parent.parent
 INSTALL = 'from jhlauncher import install_launcher\ninstall_launcher(c, engine="local")\n'
 OURS = {"admin:users", "servers", "tokens"}
 
@@ -161,3 +162,11 @@ def test_another_service_of_that_name_is_said():
     c.JupyterHub.services = [{"name": "launcher"}]
     with pytest.raises(ValueError, match="another service named 'launcher'"):
         c.JupyterHub.items()
+
+
+def test_example_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PLATFORM_TOKEN", "token of the platform")
+    monkeypatch.setenv("DEMO_PASSWORD", "a long enough password")
+    hub = read(tmp_path, (REPOSITORY / "etc/jupyterhub/jupyterhub_config.py").read_text())
+    assert services(hub).keys() == {"launcher", "platform"}
+    assert roles(hub).keys() == {"launcher", "platform", "user"}
