@@ -15,10 +15,10 @@ import json
 import os
 import ssl
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import aiohttp
@@ -41,6 +41,7 @@ except ImportError:  # JupyterHub 5: HubAuth uses Tornado's client, which keeps 
 TOKEN_NOTE = "jhlauncher"  # noqa: S105  (a label, not a secret)
 
 JsonObject = dict[str, Any]
+Result = TypeVar("Result")
 
 
 class NotStarting(Exception):
@@ -225,10 +226,14 @@ class Hub(LoggingConfigurable):
         return caller
 
     async def _ask_identity(self, token: str) -> Caller:
-        try:
-            model = await self._auth.user_for_token(token, use_cache=False, sync=False)
-        except HTTPError as error:
-            raise HubUnavailable("JupyterHub could not be asked who holds this token. Try again.") from error
+        async def ask() -> Any:
+            try:
+                async with asyncio.timeout(self.request_timeout):
+                    return await self._auth.user_for_token(token, use_cache=False, sync=False)
+            except (HTTPError, TimeoutError) as error:
+                raise HubUnavailable("JupyterHub could not be asked who holds this token.") from error
+
+        model = await self._retried(ask, repeatable=True, patient=True)
         if model is None:
             raise Unauthenticated("JupyterHub does not know this token; it may have expired or been revoked.")
         return Caller(
@@ -359,11 +364,19 @@ class Hub(LoggingConfigurable):
         """
         if repeatable is None:
             repeatable = method != "POST"
+
+        async def request() -> _Reply:
+            return await self._request_once(method, path, json, expected, long)
+
+        return await self._retried(request, repeatable, patient)
+
+    async def _retried(self, attempt: Callable[[], Awaitable[Result]], repeatable: bool, patient: bool) -> Result:
+        """The result of an attempt, made again with back-off while the Hub can't be reached."""
         deadline = time.monotonic() + (self.retry_timeout if patient else 0)
         delay = self.retry_delay
         while True:
             try:
-                return await self._request_once(method, path, json, expected, long)
+                return await attempt()
             except HubUnavailable as error:
                 harmless = repeatable or not isinstance(error, AnswerLost)
                 if not harmless or time.monotonic() + delay > deadline:
