@@ -86,6 +86,7 @@ class LauncherApp(Application):
         20, help="Seconds that running requests get to end when the service is told to stop (SIGTERM)."
     ).tag(config=True)
     max_body_size = Integer(1_048_576, help="Bytes that the body of a request may have.").tag(config=True)
+    body_timeout = Float(60, help="Seconds that a client gets to send the body of a request.").tag(config=True)
     keepalive_interval = Float(15, help="Seconds between signs of life on a quiet event stream.").tag(config=True)
 
     # -- settings
@@ -215,6 +216,7 @@ class LauncherApp(Application):
             await self.services.drain(self.shutdown_timeout)
             await server.close_all_connections()
         finally:
+            await self.services.launcher.close()
             await self.progress.stop()
             await self.hub.stop()
 
@@ -224,7 +226,11 @@ class LauncherApp(Application):
         if url.scheme == "https" and context is None:
             raise TraitError(f"to listen on {self.bind_url}, a key and a certificate are needed")
         server = HTTPServer(
-            self.web_application(), ssl_options=context, xheaders=True, max_body_size=_SERVER_BODY_LIMIT
+            self.web_application(),
+            ssl_options=context,
+            xheaders=True,
+            max_body_size=_SERVER_BODY_LIMIT,
+            body_timeout=self.body_timeout,
         )
         try:
             server.listen(url.port or 0, url.hostname or "")

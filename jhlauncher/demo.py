@@ -98,6 +98,7 @@ class DemoApp(Application):
                 if work.done() and not work.exception() and not self.once:
                     print("\nIt stays up until Ctrl-C.", flush=True)
                     await stop
+                    print("\nStopping the server and JupyterHub ...", flush=True)
                 for task in (work, stop):
                     task.cancel()
                 results = await asyncio.gather(work, stop, return_exceptions=True)

@@ -68,6 +68,12 @@ class _Reply:
     def message(self) -> str:
         return str(self.body.get("message", "")) if isinstance(self.body, dict) else ""
 
+    def __getitem__(self, key: str) -> Any:
+        """A field of the body, which the Hub's documentation promises."""
+        if not isinstance(self.body, dict) or key not in self.body:
+            raise _strange(f"without {key!r}")
+        return self.body[key]
+
 
 class Hub(LoggingConfigurable):
     """JupyterHub's REST API, as far as launching needs it."""
@@ -189,11 +195,14 @@ class Hub(LoggingConfigurable):
         )
         # Only successes stay in this cache, and callers that come at once share one request. HubAuth's own cache
         # would also keep every wrong token for minutes.
+        # The state of the Hub is asked once for all probes of a moment.
+        self._check = alru_cache(ttl=2)(self._ask_version)
         self._identify = alru_cache(maxsize=10_000, ttl=self.auth_cache_seconds)(self._ask_identity)
 
     async def stop(self) -> None:
         """Close all connections."""
         await self._identify.cache_close()
+        await self._check.cache_close()
         await self._brief.close()
         await self._long.close()
         if JupyterHubHTTPClient:
@@ -230,12 +239,14 @@ class Hub(LoggingConfigurable):
             try:
                 async with asyncio.timeout(self.request_timeout):
                     return await self._auth.user_for_token(token, use_cache=False, sync=False)
-            except (HTTPError, TimeoutError) as error:
+            except (HTTPError, TimeoutError, ValueError) as error:
                 raise HubUnavailable("JupyterHub could not be asked who holds this token.") from error
 
         model = await self._retried(ask, repeatable=True, patient=True)
         if model is None:
             raise Unauthenticated("JupyterHub does not know this token; it may have expired or been revoked.")
+        if not isinstance(model, dict) or not {"name", "scopes"} <= model.keys():
+            raise _strange("without a caller's name and scopes")
         return Caller(
             name=model["name"],
             kind="service" if model.get("kind") == "service" else "user",
@@ -252,14 +263,22 @@ class Hub(LoggingConfigurable):
             HubUnavailable, HubRefused: it doesn't.
 
         """
+        version: str = await self._check()
+        return version
+
+    async def _ask_version(self) -> str:
         await self._request("GET", "/user", patient=False)
         reply = await self._request("GET", "/", patient=False)
-        return str(reply.body["version"])
+        return str(reply["version"])
 
     async def get_user(self, user: str) -> JsonObject | None:
         """The Hub's model of a user, with the active servers; None if there is no such user."""
         reply = await self._request("GET", _path(user), expected=(404,))
-        return None if reply.status == 404 else dict(reply.body)
+        if reply.status == 404:
+            return None
+        if not isinstance(reply["servers"], dict):
+            raise _strange("without a user's servers")
+        return dict(reply.body)
 
     async def create_user(self, user: str) -> str | None:
         """Create a user, named as the Hub's login would name them.
@@ -277,7 +296,12 @@ class Hub(LoggingConfigurable):
                 f"JupyterHub does not accept the user: {reply.message}",
                 details={"fields": [{"field": "username", "problem": reply.message}]},
             )
-        return None if reply.status == 409 else str(reply.body[0]["name"])
+        if reply.status == 409:
+            return None
+        try:
+            return str(reply.body[0]["name"])
+        except (TypeError, LookupError):
+            raise _strange("without the new user's name") from None
 
     async def start_server(self, user: str, server: str, options: JsonObject) -> StartReply:
         """Ask the Hub to start a server. It may answer only after its slow_spawn_timeout.
@@ -293,7 +317,7 @@ class Hub(LoggingConfigurable):
 
     async def stop_server(self, user: str, server: str) -> bool:
         """Stop a server, or cancel its start. True when it has stopped, False while the Hub still works on it."""
-        reply = await self._request("DELETE", _path(user, server), expected=(400, 404), long=True)
+        reply = await self._request("DELETE", _path(user, server), expected=(404,), long=True)
         return reply.status != 202
 
     async def progress(self, user: str, server: str) -> AsyncGenerator[JsonObject, None]:
@@ -327,12 +351,12 @@ class Hub(LoggingConfigurable):
             "scopes": [f"access:servers!server={user}/{server}"],
         }
         reply = await self._request("POST", _path(user) + "/tokens", json=body)
-        return str(reply.body["token"])
+        return str(reply["token"])
 
     async def revoke_tokens(self, user: str, server: str) -> None:
         """Revoke what `create_token` made for this server."""
         reply = await self._request("GET", _path(user) + "/tokens", expected=(404,))
-        tokens = reply.body.get("api_tokens", []) if reply.status == 200 else []
+        tokens = reply["api_tokens"] if reply.status == 200 else []
         ours = [token["id"] for token in tokens if token["note"] == f"{TOKEN_NOTE} {user}/{server}"]
         for token_id in ours:
             await self._request("DELETE", f"{_path(user)}/tokens/{token_id}", expected=(404,))
@@ -414,6 +438,10 @@ class Hub(LoggingConfigurable):
                 "An administrator must check the token and the scopes of the launcher's role."
             )
         raise LauncherError(f"JupyterHub answered {status} to {what}.", reason="hub_error")
+
+
+def _strange(what: str) -> LauncherError:
+    return LauncherError(f"JupyterHub gave an answer {what}; an administrator must look at it.", reason="hub_error")
 
 
 def _path(user: str, server: str | None = None) -> str:

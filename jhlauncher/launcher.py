@@ -27,6 +27,7 @@ from . import environment
 from .errors import (
     AnswerLost,
     Forbidden,
+    HubRefused,
     HubUnavailable,
     InvalidRequest,
     LauncherError,
@@ -64,9 +65,21 @@ class _Launch:
     user: str
     server: str
     spec: LaunchSpec
+    deadline: float
+    """By the event loop's clock."""
     id: str = field(default_factory=lambda: secrets.token_hex(8))
+    work: asyncio.Task[Launched] | None = None
     stopped: bool = False
     """Somebody asked this launcher to stop the server meanwhile."""
+    unanswered: bool = False
+    """The Hub may still take up a start that was sent to it."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def stop(self) -> None:
+        """Give up, whatever is being waited for."""
+        self.stopped = True
+        if self.work:
+            self.work.cancel()
 
 
 class Launcher(LoggingConfigurable):
@@ -114,6 +127,12 @@ class Launcher(LoggingConfigurable):
         self._progress = progress
         self._signer = signer
         self._launches: dict[tuple[str, str], _Launch] = {}
+        self._stops: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    async def close(self) -> None:
+        """Let stops under way come to their end for a moment."""
+        if self._stops:
+            await asyncio.wait(self._stops.values(), timeout=5)
 
     # -- use cases
 
@@ -136,10 +155,13 @@ class Launcher(LoggingConfigurable):
         server = request.server_name
         target = await self._target(caller, request.username, server, START, self._policy.needs_groups)
         decision = self._policy.authorise(caller, target.user, target.groups, request.spec())
-        user = await self._ensure_user(caller, target, server)
+        user = await self._ensure_user(caller, target, request)
+        if user != target.user:
+            decision = self._policy.authorise(caller, user, frozenset(), request.spec())
         if (user, server) in self._launches:
             raise ServerConflict(f"{_title(user, server)} is already being started.", reason="server_starting")
-        launch = self._launches[user, server] = _Launch(user, server, decision.spec)
+        deadline = asyncio.get_running_loop().time() + self.start_timeout
+        launch = self._launches[user, server] = _Launch(user, server, decision.spec, deadline)
         self.log.info(
             "Launch %s: %s/%s with image %s for %s, by rule %r",
             *(launch.id, user, server, launch.spec.image, caller.label, decision.rule),
@@ -151,6 +173,7 @@ class Launcher(LoggingConfigurable):
             raise
         finally:
             del self._launches[user, server]
+            launch.ended.set()
         self.log.info("Launch %s: %s/%s is ready", launch.id, user, server)
         return launched
 
@@ -163,7 +186,9 @@ class Launcher(LoggingConfigurable):
 
         """
         target = await self._target(caller, user, server, READ)
-        model = await self._existing_server(target.user, server)
+        model = await self._active_server(target.user, server)
+        if not model:
+            raise _not_running(target.user, server)
         if not caller.holds("admin:server_state", target.user, server, target.groups):
             model.pop("state", None)
         return model
@@ -178,12 +203,17 @@ class Launcher(LoggingConfigurable):
 
         """
         user = (await self._target(caller, user, server, STOP)).user
-        await self._existing_server(user, server)
-        if launch := self._launches.get((user, server)):
-            launch.stopped = True
+        launch = self._launches.get((user, server))
+        if launch:
+            launch.stop()
+        elif not await self._active_server(user, server):
+            await self._hub.revoke_tokens(user, server)  # of a server that somebody else has stopped
+            raise _not_running(user, server)
         self.log.info("Stopping %s/%s for %s", user, server, caller.label)
-        await self._stop_and_wait(user, server)
-        await self._hub.revoke_tokens(user, server)
+        if launch:
+            await launch.ended.wait()
+        if await self._active_server(user, server):
+            await self._stop(user, server)
 
     # -- for whom
 
@@ -200,7 +230,7 @@ class Launcher(LoggingConfigurable):
             if target and any(caller.holds(scope, name, server, target.groups) for scope in scopes):
                 return target
         raise Forbidden(
-            f"Your token's scopes do not reach {_title(user, server)}: {scopes[0]} is needed for it.",
+            f"Your token's scopes do not reach {_named(user, server)}: {scopes[0]} is needed for it.",
             details={"needs": f"{scopes[0]}!server={user}/{server}"},
         )
 
@@ -215,15 +245,15 @@ class Launcher(LoggingConfigurable):
             return _Target(name, frozenset(model.get("groups", ())), known=True)
         return _Target(name) if name == name.lower() else None
 
-    async def _ensure_user(self, caller: Caller, target: _Target, server: str) -> str:
+    async def _ensure_user(self, caller: Caller, target: _Target, request: LaunchRequest) -> str:
         """The user's name; creates the user if there is none and the caller may."""
         if target.known or "admin:users" not in caller.scopes:
             return target.user
-        created = await self._hub.create_user(target.user)
+        created = await self._hub.create_user(request.username)
         if created is None or created == target.user:
             return target.user
         # the Hub's authenticator has names of its own; the caller's scopes must reach that one, too
-        if not any(caller.holds(scope, created, server) for scope in START):
+        if not any(caller.holds(scope, created, request.server_name) for scope in START):
             raise Forbidden(f"The Hub calls this user {created}, whom your token's scopes do not reach.")
         return created
 
@@ -231,21 +261,26 @@ class Launcher(LoggingConfigurable):
 
     async def _run_in_time(self, launch: _Launch, report: Report) -> Launched:
         """The launch within `start_timeout`; what it leaves when it fails is stopped."""
+        title = _title(launch.user, launch.server)
+        launch.work = asyncio.create_task(self._run(launch, report), name=f"launch {launch.id}")
         try:
-            async with asyncio.timeout(self.start_timeout):
-                return await self._run(launch, report)
+            async with asyncio.timeout_at(launch.deadline):
+                return await launch.work
         except TimeoutError:
-            error: LauncherError = LaunchFailed(
-                f"{_title(launch.user, launch.server)} was not ready within {self.start_timeout:g} seconds "
-                "and has been stopped.",
+            error: Exception = LaunchFailed(
+                f"{title} was not ready within {self.start_timeout:g} seconds; what this launch started is stopped.",
                 reason="timeout",
             )
-        except ServerConflict:
+        except asyncio.CancelledError:
+            if not launch.stopped:
+                raise  # the caller has gone, or this service stops; the start is the Hub's
+            error = _cancelled(launch)
+        except (ServerConflict, HubUnavailable):
             raise
-        except LauncherError as problem:
-            error = _cancelled(launch) if launch.stopped else problem
-        # whoever cancels also stops: a second stop at the same time would make the Hub fail the first
-        if not isinstance(error, HubUnavailable) and error.reason != "cancelled":
+        except Exception as problem:
+            error = problem
+        # whoever cancels at the Hub also stops: a second stop at the same time would make the Hub fail the first
+        if launch.stopped or not (isinstance(error, LaunchFailed) and error.reason == "cancelled"):
             await self._clean_up(launch)
         raise error
 
@@ -264,9 +299,6 @@ class Launcher(LoggingConfigurable):
                 await asyncio.sleep(1)
             final = None
         token = await self._hub.create_token(launch.user, launch.server, self.token_lifetime)
-        if launch.stopped:
-            await self._hub.revoke_tokens(launch.user, launch.server)
-            raise _cancelled(launch)
         return Launched(launch.user, launch.server, token, path=server["url"], full_url=server.get("full_url"))
 
     async def _begin(self, launch: _Launch, report: Report) -> ProgressEvent | None:
@@ -279,10 +311,17 @@ class Launcher(LoggingConfigurable):
         while True:
             reply, final = await self._request_start(launch, report)
             if reply is None or reply.status < 300:
-                return ProgressEvent(progress=100, message="", phase="ready") if _is_created(reply) else final
+                created = reply is not None and reply.status == 201
+                return ProgressEvent(progress=100, message="", phase="ready") if created else final
             if reply.status != 429:
                 raise await self._refusal(launch, reply, final)
             delay = self.throttle_delay if reply.retry_after is None else reply.retry_after
+            if asyncio.get_running_loop().time() + delay > launch.deadline:
+                raise LaunchFailed(
+                    f"JupyterHub is too busy to start {_named(launch.user, launch.server)}: {reply.message}",
+                    reason="throttled",
+                    retry_after=delay,
+                )
             await report(ProgressEvent(progress=0, message=f"{reply.message} Trying again in {delay:g} seconds."))
             await asyncio.sleep(delay)
 
@@ -295,6 +334,7 @@ class Launcher(LoggingConfigurable):
         """
         options = self._signer.sign(launch.id, launch.user, launch.server, launch.spec)
         post = asyncio.create_task(self._hub.start_server(launch.user, launch.server, {OPTIONS_KEY: options}))
+        launch.unanswered = True
         tasks: list[asyncio.Task[Any]] = [post]
         final = None
         try:
@@ -311,7 +351,10 @@ class Launcher(LoggingConfigurable):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         try:
-            return post.result(), final
+            reply = post.result()
+            launch.unanswered = False
+            # a failure that the events tell of a start that the Hub accepts is the one before
+            return reply, final if reply.status >= 300 or not final or final.phase == "ready" else None
         except AnswerLost:
             if final is None and not await self._active_server(launch.user, launch.server):
                 raise
@@ -338,11 +381,18 @@ class Launcher(LoggingConfigurable):
             return ServerConflict(f"{title} is being stopped. Try again.", reason="server_stopping", retry_after=5)
         if reply.status == 404:
             return NotFound(
-                f"There is no user {launch.user}, and your token does not hold admin:users to create one.",
+                f"JupyterHub knows no user {launch.user}: your token does not hold admin:users to create one, "
+                "or the Hub's authenticator has another name for them.",
                 reason="user_not_found",
             )
+        if reply.status == 403 and ("current scopes" in reply.message or "not signed by" in reply.message):
+            return HubRefused(
+                f"JupyterHub refuses the launcher: {reply.message} An administrator must check that the Hub and the "
+                "launcher have the same signing key and that the launcher's role has its scopes."
+            )
         if reply.status < 500:
-            return InvalidRequest(f"JupyterHub did not start {title}: {reply.message}", reason="refused_by_hub")
+            named = _named(launch.user, launch.server)
+            return InvalidRequest(f"JupyterHub did not start {named}: {reply.message}", reason="refused_by_hub")
         server = await self._active_server(launch.user, launch.server)
         if server and server["pending"] == "spawn":  # the process is gone, the Hub still waits for it to answer
             return LaunchFailed(f"{title} did not start: {reply.message}", reason="crashed")
@@ -357,19 +407,18 @@ class Launcher(LoggingConfigurable):
             LaunchFailed, ServerConflict: it is gone, or not the one that was asked for.
 
         """
-        title = _title(launch.user, launch.server)
         server = await self._active_server(launch.user, launch.server)
         if not server or server["pending"] == "stop":
             raise _cancelled(launch)
         options = _launch_options(server)
-        if options.get("id") != launch.id:
+        if not self._is_ours(server, launch):
             raise ServerConflict(
-                f"Another start of {title} was under way; what runs has the options of that one.",
+                f"Another start of {_named(launch.user, launch.server)} was under way; what runs has its options.",
                 reason="server_starting",
             )
         if not server["ready"]:
             return None
-        if options.get("up"):
+        if options.get("up") == self._signer.mark(launch.id, launch.user, launch.server):
             return server
         if options.get("applied"):
             raise _cancelled(launch)
@@ -386,17 +435,24 @@ class Launcher(LoggingConfigurable):
         found: JsonObject | None = model["servers"].get(server) if model else None
         return found
 
-    async def _existing_server(self, user: str, server: str) -> JsonObject:
-        found = await self._active_server(user, server)
-        if found is None:
-            raise NotFound(f"{_title(user, server)} is not running.", reason="server_not_found")
-        return found
+    def _is_ours(self, server: JsonObject, launch: _Launch) -> bool:
+        """Whether this launch has started it."""
+        return bool(_launch_options(server).get("id") == launch.id)
 
-    async def _stop_and_wait(self, user: str, server: str) -> None:
-        """Stop a server; return when it has stopped."""
+    async def _stop(self, user: str, server: str) -> None:
+        """Stop a server and revoke its tokens: once for all who ask for it, and to the end even if they go away."""
+        key = (user, server)
+        task = self._stops.get(key)
+        if task is None:
+            task = self._stops[key] = asyncio.create_task(self._stop_and_revoke(user, server), name=f"stop {key}")
+            task.add_done_callback(lambda task: (self._stops.pop(key), task.cancelled() or task.exception()))
+        await asyncio.shield(task)
+
+    async def _stop_and_revoke(self, user: str, server: str) -> None:
         try:
             async with asyncio.timeout(self.stop_timeout):
                 stopped = await self._hub.stop_server(user, server)
+                await self._hub.revoke_tokens(user, server)
                 delay = 0.5
                 while not stopped:  # the Hub has no event for it
                     await asyncio.sleep(delay)
@@ -411,9 +467,13 @@ class Launcher(LoggingConfigurable):
     async def _clean_up(self, launch: _Launch) -> None:
         """Stop what a failed launch has left, unless it is another's."""
         try:
-            server = await self._active_server(launch.user, launch.server)
-            if server and _launch_options(server).get("id") == launch.id and server["pending"] != "stop":
-                await self._stop_and_wait(launch.user, launch.server)
+            for delay in (0, 1, 2):  # a start that was not answered may appear after we have given up
+                await asyncio.sleep(delay)
+                server = await self._active_server(launch.user, launch.server)
+                if server and self._is_ours(server, launch):
+                    return await self._stop(launch.user, launch.server)
+                if server or not launch.unanswered:
+                    return None
         except LauncherError as error:
             self.log.error("Launch %s failed and may have left a server: %s", launch.id, error.message)
 
@@ -426,17 +486,22 @@ def _is_accepted(post: asyncio.Task[StartReply]) -> bool:
     return post.done() and not post.exception() and post.result().status < 300
 
 
-def _is_created(reply: StartReply | None) -> bool:
-    return reply is not None and reply.status == 201
-
-
 def _launch_options(server: JsonObject) -> JsonObject:
     options = (server.get("user_options") or {}).get(OPTIONS_KEY)
     return options if isinstance(options, dict) else {}
 
 
 def _title(user: str, server: str) -> str:
-    return f"The server {server!r} of {user}" if server else f"The server of {user}"
+    """The server at the beginning of a sentence; `_named` is for its middle."""
+    return "T" + _named(user, server)[1:]
+
+
+def _named(user: str, server: str) -> str:
+    return f"the server {server!r} of {user}" if server else f"the server of {user}"
+
+
+def _not_running(user: str, server: str) -> NotFound:
+    return NotFound(f"{_title(user, server)} is not running.", reason="server_not_found")
 
 
 def _cancelled(launch: _Launch) -> LaunchFailed:

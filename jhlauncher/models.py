@@ -57,7 +57,7 @@ def _user_name(value: str) -> str:
 
 
 def _any_server_name(value: str) -> str:
-    _check(len(value) <= 255 and "/" not in value, "is not a server name")
+    _check(len(value) <= 255 and "/" not in value and value not in (".", ".."), "is not a server name")
     return _printable(value)
 
 

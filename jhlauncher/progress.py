@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from math import isfinite
+from typing import Any
 
 from traitlets import Float
 from traitlets.config import LoggingConfigurable
@@ -129,11 +131,13 @@ class _Stream:
             self._progress.log.exception("Progress of %s/%s ended by a bug", *self._key)
             self._end(error)
 
-    def _risen(self, raw: JsonObject) -> ProgressEvent | None:
+    def _risen(self, raw: Any) -> ProgressEvent | None:
         """The event for our listeners, or None for one that they had: a new connection begins from the beginning."""
+        if not isinstance(raw, dict):
+            return None
         phase: Phase = "ready" if raw.get("ready") else "failed" if raw.get("failed") else "starting"
         number = raw.get("progress")
-        progress = min(100, max(0, int(number))) if isinstance(number, int | float) else 0
+        progress = int(min(100, max(0, number))) if isinstance(number, int | float) and isfinite(number) else 0
         message = str(raw.get("message", ""))
         reached = self._latest.progress if self._latest else -1
         if phase == "starting" and (progress < reached or (progress == reached and message in self._messages)):

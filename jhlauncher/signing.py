@@ -91,6 +91,10 @@ class Signer:
         env = self._decrypt(signed["env"]) if signed["env"] else {}
         return parse(LaunchSpec, {**signed["spec"], "env": env})
 
+    def mark(self, launch_id: str, user: str, server: str) -> str:
+        """What the spawner leaves in the options once the server of this launch is up; nobody else can make it."""
+        return self._signature(user, server, {"up": launch_id})
+
     def _signature(self, user: str, server: str, options: dict[str, Any]) -> str:
         message = json.dumps([user, server, options], sort_keys=True, separators=(",", ":"))
         return hmac.digest(self._mac_key, message.encode(), "sha256").hex()

@@ -49,6 +49,7 @@ class LauncherSpawnerMixin(Configurable):
         environment: dict[str, Any]
         orm_spawner: Any
         mounts: Any
+        profile_list: Any
         volumes: Any
         volume_mounts: Any
         extra_resource_guarantees: Any
@@ -80,25 +81,40 @@ class LauncherSpawnerMixin(Configurable):
 
     @default("apply_user_options")
     def _default_apply_user_options(self) -> Any:
-        """Nothing: launch options are applied at the very start, where no other hook can undo them."""
+        """Nothing: launch options are applied after all hooks, so that none can undo them."""
         return lambda spawner, user_options: None
+
+    def run_pre_spawn_hook(self) -> Any:
+        """Take the launch options before any hook can fail: they are good for one start, whatever becomes of it."""
+        self._take_launch()
+        return super().run_pre_spawn_hook()  # type: ignore[misc]
 
     async def start(self) -> Any:
         """Apply the launch, if this start is one, and start."""
-        options = self.user_options.get(OPTIONS_KEY)
-        if options is not None and not (isinstance(options, dict) and options.get("applied")):
-            self.apply_launch(self._verified(options))
-            self._store_options({**self.user_options, OPTIONS_KEY: {**options, "applied": True}})
+        self._take_launch()
+        if self._spec:
+            self.apply_launch(self._spec)
         return await maybe_future(super().start())  # type: ignore[misc]
 
     def add_poll_callback(self, callback: Any, *args: Any, **kwargs: Any) -> None:
         """Notice that the server is up: the Hub begins to watch for its end when its start is complete."""
         options = self.user_options.get(OPTIONS_KEY)
-        if isinstance(options, dict) and options.get("applied"):
-            self._store_options({**self.user_options, OPTIONS_KEY: {**options, "up": True}})
+        if self.signing_key and isinstance(options, dict) and options.get("applied"):
+            mark = Signer(self.signing_key).mark(str(options.get("id")), self.user.name, self.name)
+            self._store_options({**self.user_options, OPTIONS_KEY: {**options, "up": mark}})
         super().add_poll_callback(callback, *args, **kwargs)  # type: ignore[misc]
 
     # -- whether
+
+    _spec: LaunchSpec | None = None
+    """Of the launch that this start is."""
+
+    def _take_launch(self) -> None:
+        """Verify the launch options, if there are some, and mark them as used."""
+        options = self.user_options.get(OPTIONS_KEY)
+        if options is not None and not (isinstance(options, dict) and options.get("applied")):
+            self._spec = self._verified(options)
+            self._store_options({**self.user_options, OPTIONS_KEY: {**options, "applied": True}})
 
     def _verified(self, options: Any) -> LaunchSpec:
         """The spec of options that the launcher signed for this start."""
@@ -138,6 +154,8 @@ class LauncherSpawnerMixin(Configurable):
             tornado.web.HTTPError: 400, naming the field that this spawner can't do.
 
         """
+        if self.has_trait("profile_list"):
+            self.profile_list = []  # KubeSpawner would apply its default profile over the launch
         self.apply_image(spec.image)
         if spec.volumes:
             self.apply_volumes(spec.volumes)
@@ -282,7 +300,11 @@ class LauncherLocalSpawner(LauncherSpawnerMixin, SimpleLocalProcessSpawner):  # 
     @default("home_dir")
     def _default_home_dir(self) -> str:
         """One home per server, so that servers side by side don't see each other's mounts."""
-        return str(Path(self.root_dir, "homes", self.escaped_name, self.name or "default"))
+        return str(Path(self.root_dir, "homes", self.escaped_name, self._folder_name))
+
+    @property
+    def _folder_name(self) -> str:
+        return self.name or "_default"  # no server can be named so
 
     @property
     def escaped_name(self) -> str:
@@ -319,6 +341,8 @@ class LauncherLocalSpawner(LauncherSpawnerMixin, SimpleLocalProcessSpawner):  # 
         """Link the volumes' folders into the home."""
         links = {self._link(volume): self._folder(volume) for volume in volumes}
         for link, folder in links.items():
+            if not links.keys().isdisjoint(link.parents):
+                self.refuse("volumes", f"the local engine can't mount one volume inside another, at {link.name}")
             if link.exists() or link.is_symlink():
                 self.refuse("volumes", f"there is something at {link.name} in the server's home already")
             folder.mkdir(parents=True, exist_ok=True)
@@ -346,7 +370,7 @@ class LauncherLocalSpawner(LauncherSpawnerMixin, SimpleLocalProcessSpawner):  # 
     @property
     def _links_file(self) -> Path:
         """The links of the latest launch, so that the next one can remove them even after a crash."""
-        return Path(self.root_dir, "links", self.escaped_name, f"{self.name or 'default'}.json")
+        return Path(self.root_dir, "links", self.escaped_name, f"{self._folder_name}.json")
 
     def _unlink_mounts(self) -> None:
         Path(self.home_dir).mkdir(parents=True, exist_ok=True)

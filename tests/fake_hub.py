@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -17,6 +18,8 @@ from tornado.httpserver import HTTPServer
 from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
+
+from jhlauncher.signing import Signer, derive_key
 
 SERVICE_TOKEN = "service-token-of-the-launcher"
 PLATFORM_TOKEN = "token-of-a-platform"
@@ -51,6 +54,9 @@ class FakeServer:
     def active(self) -> bool:
         return self.ready or self.pending is not None
 
+    def is_final(self, event: Any) -> bool:
+        return isinstance(event, dict) and bool(event.keys() & {"ready", "failed"})
+
     def emit(self, progress: int, message: str, **more: Any) -> None:
         self.events.append({"progress": progress, "message": message, **more})
         self.changed.set()
@@ -58,8 +64,9 @@ class FakeServer:
 
     def finish(self) -> None:
         self.pending, self.ready = None, True
-        if self.user_options.get("launcher", {}).get("applied"):
-            self.user_options["launcher"]["up"] = True
+        options = self.user_options.get("launcher", {})
+        if options.get("applied"):
+            options["up"] = Signer(derive_key(SERVICE_TOKEN)).mark(options["id"], self.user, self.name)
         self.emit(100, "Server ready", ready=True)
         self.done.set()
 
@@ -101,6 +108,13 @@ class FakeHub:
         self.slow_spawn_timeout = 0.0
         self.start_answer: tuple[int, str] | None = None
         """What every start is answered, instead of starting."""
+        self.strange_answers: dict[str, bytes] = {}
+        """What a request is answered with, whatever it asks for."""
+        self.hold_starts = asyncio.Event()
+        """While it is not set, the Hub is too busy to take up starts that it has received."""
+        self.hold_starts.set()
+        self.rename: Callable[[str], str] = str.lower
+        """The authenticator's way with names."""
         self.starting = asyncio.Event()
         """Set once a start has been accepted."""
         self.identify(PLATFORM_TOKEN, "platform", "service", "access:services", "admin:users", "servers")
@@ -156,6 +170,10 @@ class _Handler(RequestHandler):
         if self.token not in self.hub.identities:
             raise HTTPError(403)
 
+        strange = self.hub.strange_answers.get(self.hub.requests[-1])
+        if strange is not None:
+            self.finish(strange)
+
     @property
     def json(self) -> dict[str, Any]:
         return json.loads(self.request.body) if self.request.body else {}
@@ -186,7 +204,7 @@ class _Self(_Handler):
 class _Users(_Handler):
     def post(self) -> None:
         (name,) = self.json["usernames"]
-        name = name.lower()
+        name = self.hub.rename(name)
         if name.startswith("invalid"):
             raise HTTPError(400, f"Invalid username: {name}")
         if name in self.hub.users:
@@ -212,6 +230,7 @@ class _Server(_Handler):
             if delay is not None:
                 self.set_header("Retry-After", str(delay))
             return self.reply(429, {"message": "Too many users trying to log in right now."})
+        await self.hub.hold_starts.wait()
         if self.hub.start_answer:
             raise HTTPError(*self.hub.start_answer)
         server = self.hub.servers.setdefault((user, name), FakeServer(name, user))
@@ -272,7 +291,7 @@ class _Progress(_Handler):
         self.write("\n\n")
         sent = 0
         try:
-            while not (sent and server.events[sent - 1].keys() & {"ready", "failed"}):
+            while not (sent and server.is_final(server.events[sent - 1])):
                 changed = server.changed
                 for event in server.events[sent:]:
                     self.write(f"data: {json.dumps(event)}\n\n")

@@ -290,6 +290,13 @@ async def test_health_needs_nobody(http_client: Any, base_url: str, fake_hub: Fa
 async def test_ready_names_its_checks(http_client: Any, base_url: str, fake_hub: FakeHub):
     response = await http_client.fetch(f"{base_url}/services/launcher/ready")
     assert json.loads(response.body)["checks"]["hub"]["ok"] is True
+    for _ in range(20):
+        await http_client.fetch(f"{base_url}/services/launcher/ready")
+    assert len(fake_hub.requests) == 2, "probes of a moment ask the Hub once"
+
+
+@pytest.mark.gen_test
+async def test_not_ready_says_why(http_client: Any, base_url: str, fake_hub: FakeHub):
     del fake_hub.identities[SERVICE_TOKEN]
     response = await http_client.fetch(f"{base_url}/services/launcher/ready", raise_error=False)
     assert response.code == 503

@@ -218,7 +218,7 @@ async def test_throttled_until_time_is_over(hub: FakeHub):
     hub.throttle = [None] * 1000
     async with running_service(hub, Launcher={"start_timeout": 0.5, "throttle_delay": 0.1}) as service:
         status, error = await service.launch()
-    assert (status, error["reason"]) == (500, "timeout")
+    assert (status, error["reason"]) == (500, "throttled")
     assert 3 <= hub.count()["POST /users/alice/server"] <= 6
 
 
@@ -428,3 +428,175 @@ async def test_300_launches_pending_at_once_cost_five_requests_each(service: Ser
         server.finish()
     assert {status for status, _ in await asyncio.gather(*launches)} == {200}
     assert sum(service.hub.count().values()) == 5 * 300
+
+
+async def test_throttled_for_longer_than_there_is_time(service: Service):
+    service.hub.throttle = [3600]
+    status, error = await service.launch()
+    assert (status, error["reason"]) == (500, "throttled")
+
+
+async def test_delete_while_throttled(service: Service):
+    service.hub.throttle = [30]
+    launch = asyncio.create_task(service.launch())
+    await until(lambda: not service.hub.throttle)
+    assert await service.request("DELETE", "containers?username=alice") == (200, "")
+    status, error = await launch
+    assert (status, error["reason"]) == (500, "cancelled")
+    assert service.hub.count()["POST /users/alice/server"] == 1
+
+
+async def test_delete_before_the_hub_has_taken_up_the_start(service: Service):
+    """The Hub gets to the start only after the launch was cancelled; it is stopped all the same."""
+    service.hub.auto_finish = False
+    service.hub.hold_starts.clear()
+    launch = asyncio.create_task(service.launch())
+    await until(lambda: "POST /users/alice/server" in service.hub.requests)
+    delete = asyncio.create_task(service.request("DELETE", "containers?username=alice"))
+    await until(lambda: service.hub.requests.count("GET /users/alice") >= 1)
+    assert not service.hub.servers
+    service.hub.hold_starts.set()
+    assert await delete == (200, "")
+    status, error = await launch
+    assert (status, error["reason"]) == (500, "cancelled")
+    assert not service.hub.servers["alice", ""].active
+
+
+async def test_stop_goes_on_when_its_caller_leaves(service: Service):
+    await service.launch()
+    service.hub.misbehaviours.add(Misbehaviour.SLOW_TO_STOP)
+    delete = asyncio.create_task(service.request("DELETE", "containers?username=alice"))
+    await until(lambda: "DELETE /users/alice/server" in service.hub.requests)
+    delete.cancel()
+    await until(lambda: not service.hub.tokens)
+    await until(lambda: not service.hub.servers["alice", ""].active)
+
+
+async def test_two_stops_at_once_are_one(service: Service):
+    await service.launch()
+    service.hub.misbehaviours.add(Misbehaviour.SLOW_TO_STOP)
+    path = "containers?username=alice"
+    answers = await asyncio.gather(*(service.request("DELETE", path) for _ in range(5)))
+    assert {status for status, _ in answers} == {200}
+    assert service.hub.count()["DELETE /users/alice/server"] == 1
+
+
+async def test_tokens_go_even_if_the_stop_takes_too_long(hub: FakeHub):
+    async with running_service(hub, Launcher={"stop_timeout": 0.2}) as service:
+        await service.launch()
+        hub.misbehaviours.add(Misbehaviour.SLOW_TO_STOP)
+        status, error = await service.request("DELETE", "containers?username=alice")
+        assert (status, error["reason"]) == (500, "stop_failed")
+        assert not hub.tokens
+
+
+async def test_tokens_of_a_server_that_others_stopped_go_with_the_next_delete(service: Service):
+    await service.launch()
+    service.hub.servers["alice", ""].ready = False
+    status, error = await service.request("DELETE", "containers?username=alice")
+    assert (status, error["reason"]) == (400, "server_not_found")
+    assert not service.hub.tokens
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("POST /users/alice/tokens", b"<html>"),
+        ("POST /users/alice/tokens", b"{}"),
+        ("GET /users/alice", b"<html>"),
+        ("GET /users/alice", b'{"name": "alice"}'),
+        ("POST /users", b"[]"),
+        ("GET /user", b"[]"),
+        ("GET /user", b"<html>"),
+    ],
+)
+async def test_strange_answers_of_the_hub(service: Service, path: str, body: bytes):
+    """A proxy's page with status 200, say. The error is named, and nothing is left running."""
+    service.hub.strange_answers[path] = body
+    status, error = await service.launch()
+    assert (status, error["reason"]) in ((500, "hub_error"), (500, "hub_unavailable"))
+    service.hub.strange_answers.clear()
+    if path.endswith("tokens"):
+        assert not service.hub.servers["alice", ""].active
+
+
+async def test_strange_events_are_passed_over(service: Service):
+    service.hub.auto_finish = False
+    launch = asyncio.create_task(service.launch())
+    await until(lambda: "GET /users/alice/server/progress" in service.hub.requests)
+    server = service.hub.servers["alice", ""]
+    for event in (5, None, [], {"progress": float("nan")}, {"progress": "many"}, {}):
+        server.events.append(event)
+    server.finish()
+    assert (await launch)[0] == 200
+
+
+async def test_failure_of_the_start_before_is_not_taken_for_ours(service: Service):
+    """The Hub repeats it until the next start has begun."""
+    service.hub.auto_finish = False
+    first = asyncio.create_task(service.launch())
+    await service.hub.starting.wait()
+    service.hub.servers["alice", ""].fail("Spawn failed: the old one")
+    assert (await first)[0] == 500
+    service.hub.hold_starts.clear()
+    second = asyncio.create_task(service.launch())
+    await until(lambda: service.hub.requests.count("GET /users/alice/server/progress") >= 2)
+    service.hub.hold_starts.set()
+    await until(lambda: service.hub.servers["alice", ""].pending == "spawn")
+    service.hub.servers["alice", ""].finish()
+    assert (await second)[0] == 200
+
+
+async def test_forged_marks_are_not_believed(service: Service):
+    """A user may start a server with options that look as if the launcher's mixin had made them."""
+    service.hub.misbehaviours.add(Misbehaviour.IGNORES_OPTIONS)
+    service.hub.auto_finish = False
+    launch = asyncio.create_task(service.launch())
+    await service.hub.starting.wait()
+    server = service.hub.servers["alice", ""]
+    server.user_options["launcher"].update(applied=True, up=True)
+    server.pending, server.ready = None, True
+    server.emit(100, "Server ready", ready=True)
+    assert (await launch)[1]["reason"] == "cancelled"
+    assert not service.hub.tokens
+
+
+async def test_policy_judges_the_name_that_the_hub_has(hub: FakeHub):
+    hub.rename = lambda name: name.removeprefix("corp-")
+    rules = [{"name": "students", "users": ["stu-*"], "images": ["small:*"]}, {"name": "rest", "images": ["*"]}]
+    async with running_service(hub, Policy={"rules": rules}) as service:
+        status, error = await service.launch(username="corp-stu-1", image="big:1")
+        assert (status, error["reason"]) == (403, "policy_denied")
+        status, answer = await service.launch(username="corp-stu-2", image="small:1")
+        assert (status, answer["username"]) == (200, "stu-2")
+
+
+async def test_signing_keys_that_differ_are_the_administrators_fault(service: Service):
+    service.hub.start_answer = (403, "The launch options were not signed by the launcher service for this server.")
+    status, error = await service.launch()
+    assert (status, error["reason"]) == (500, "hub_refused")
+    assert "same signing key" in error["error"]
+
+
+async def test_requests_that_break_off_leave_nothing(service: Service):
+    for path, headers in (
+        ("health", b""),
+        ("containers", b"Authorization: token unknown\r\n"),
+        ("containers", f"Authorization: token {PLATFORM_TOKEN}\r\n".encode()),
+    ):
+        address = service.url.split("/")[2].split(":")
+        _, writer = await asyncio.open_connection(address[0], int(address[1]))
+        head = f"POST /services/launcher/{path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n".encode()
+        writer.write(head + headers + b"\r\n" + b"x" * 100)
+        await writer.drain()
+        await until(lambda: service.app.services.requests or path == "health" or b"unknown" in headers)
+        writer.close()
+        await until(lambda: not service.app.services.requests)
+
+
+async def test_refusal_before_the_body_is_read_says_that_the_connection_closes(service: Service):
+    async with service.client.post(f"{service.url}containers", data=b"x" * 1000) as response:
+        assert (response.status, response.headers["Connection"]) == (401, "close")
+    for _ in range(3):
+        status, _ = await service.request("POST", token="unknown", json={})
+        assert status == 401

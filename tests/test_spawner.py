@@ -117,6 +117,15 @@ def test_pod_with_dicts_in_its_configuration():
     assert list(spawner.volumes) == list(spawner.volume_mounts) == ["own", "launch-0"]
 
 
+def test_default_profile_does_not_undo_the_launch():
+    """KubeSpawner applies profiles inside start, after everything else."""
+    profile = {"display_name": "Big", "default": True, "kubespawner_override": {"image": "profile:1", "cpu_limit": 8}}
+    spawner = kube(profile_list=[profile])
+    spawner.apply_launch(spec(cpu={"limit": 1}))
+    asyncio.run(spawner.load_user_options())
+    assert (spawner.image, spawner.cpu_limit) == ("image:1", 1)
+
+
 def test_docker_container():
     spawner = Docker(user=user(), hub=_hub(), mounts=[{"type": "bind", "source": "/srv", "target": "/srv"}])
     volumes = [{"name": "data", "mount": "/data"}, {"name": "data", "mount": "/{again}", "read_only": True}]
@@ -181,3 +190,21 @@ def test_local_mount_over_something_is_refused(tmp_path: Path):
 def test_local_limits_may_be_ignored(tmp_path: Path):
     spawner = local(tmp_path, environments={"image:1": {}}, ignored_fields=["cpu", "memory", "gpu"])
     spawner.apply_launch(spec(cpu={"limit": 1}, memory={"limit": "1G"}, gpu={"limit": 1}))
+
+
+def test_local_mounts_inside_one_another_are_refused(tmp_path: Path):
+    spawner = local(tmp_path, environments={"image:1": {}})
+    volumes = [{"name": "a", "mount": "/home/jovyan/x"}, {"name": "b", "mount": "/home/jovyan/x/y"}]
+    for order in (volumes, volumes[::-1]):
+        with pytest.raises(HTTPError) as error:
+            spawner.apply_launch(spec(volumes=order))
+        assert "inside another" in error.value.jupyterhub_message  # type: ignore[attr-defined]
+    assert list(Path(spawner.home_dir).iterdir()) == []
+
+
+def test_local_server_named_default_has_a_home_of_its_own(tmp_path: Path):
+    default, named = local(tmp_path), local(tmp_path)
+    named.orm_spawner = SimpleNamespace(name="default", server=None)
+    named.name = "default"
+    assert default.home_dir != LauncherLocalSpawner._default_home_dir(named)
+    assert default._links_file != named._links_file

@@ -79,6 +79,7 @@ class BaseHandler(RequestHandler):
     def initialize(self) -> None:
         """Begin with an empty body."""
         self._received = bytearray()
+        self._reads_body = False
         self._task: asyncio.Task[Any] | None = None
         self.services.requests.add(self)
 
@@ -104,6 +105,7 @@ class BaseHandler(RequestHandler):
             raise MethodNotAllowed(f"This resource does not answer to {self.request.method}.")
         if self.needs_caller:
             self.caller = await self._authenticate()
+        self._reads_body = True
 
     def _answers_to(self, method: str) -> bool:
         return getattr(type(self), method.lower(), None) is not getattr(RequestHandler, method.lower(), None)
@@ -120,7 +122,9 @@ class BaseHandler(RequestHandler):
         return caller
 
     def data_received(self, chunk: bytes) -> None:
-        """Keep the body up to one byte more than is allowed."""
+        """Keep the body up to one byte more than is allowed, of callers that we know."""
+        if not self.needs_caller:
+            return
         room = self.services.max_body_size + 1 - len(self._received)
         self._received += chunk[:room]
 
@@ -188,7 +192,10 @@ class BaseHandler(RequestHandler):
 
     def on_connection_close(self) -> None:
         """The client has gone: nobody waits for the answer."""
+        super().on_connection_close()  # ends Tornado's wait for a body that will not come
         self.interrupt()
+        if not self._task:
+            self.on_finish()  # Tornado lets such a request go without a word
 
     # -- the answer
 
@@ -221,6 +228,8 @@ class BaseHandler(RequestHandler):
             self.set_header("Allow", ", ".join(methods))
         if error.retry_after is not None:
             self.set_header("Retry-After", str(math.ceil(error.retry_after)))
+        if not self._reads_body and self.request.headers.get("Content-Length", "0") != "0":
+            self.set_header("Connection", "close")  # Tornado does so when it has not read the body
         self.finish(json.dumps(error.as_dict(self.status_of(error))))
 
     def translate(self, error: BaseException | None, status_code: int = 500) -> LauncherError:
