@@ -36,7 +36,7 @@ $(VENV)/.ready: pyproject.toml setup.cfg requirements/*
 
 # newest versions within pyproject.toml's ranges, and the oldest ones; needs uv (pip install uv)
 UV_COMPILE = uv pip compile --quiet --no-config --universal --python-version 3.11 --extra dev --upgrade \
-	--no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml
+	--no-annotate --custom-compile-command "make lock" --no-emit-index-url --no-emit-find-links pyproject.toml
 lock:
 	$(UV_COMPILE) --output-file requirements/lock.txt
 	$(UV_COMPILE) --resolution lowest-direct --output-file requirements/oldest.txt

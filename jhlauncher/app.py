@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import resource
 import signal
 import ssl
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +21,6 @@ from tornado.web import Application as WebApplication
 from tornado.web import RequestHandler
 from traitlets import Bool, Float, Integer, TraitError, Unicode, default, validate
 from traitlets.config import Application
-from traitlets.config.loader import ConfigFileNotFound
 
 from . import environment
 from ._version import __version__
@@ -70,6 +72,12 @@ class LauncherApp(Application):
     prefix = Unicode(
         help="Path below which everything answers. Default: $JUPYTERHUB_SERVICE_PREFIX, or else /services/launcher/."
     ).tag(config=True)
+    service_name = Unicode(
+        help="""The service's name at the Hub; callers need the scope access:services!service=NAME.
+
+        Default: $JUPYTERHUB_SERVICE_NAME, or else the last part of the prefix.
+        """
+    ).tag(config=True)
     public_url = Unicode(
         help="""JupyterHub's address as clients see it, for the URLs in answers: https://hub.example.org.
 
@@ -83,11 +91,13 @@ class LauncherApp(Application):
         """
     ).tag(config=True)
     shutdown_timeout = Float(
-        20, help="Seconds that running requests get to end when the service is told to stop (SIGTERM)."
+        20, min=0, help="Seconds that running requests get to end when the service is told to stop (SIGTERM)."
     ).tag(config=True)
-    max_body_size = Integer(1_048_576, help="Bytes that the body of a request may have.").tag(config=True)
-    body_timeout = Float(60, help="Seconds that a client gets to send the body of a request.").tag(config=True)
-    keepalive_interval = Float(15, help="Seconds between signs of life on a quiet event stream.").tag(config=True)
+    max_body_size = Integer(1_048_576, min=1, help="Bytes that the body of a request may have.").tag(config=True)
+    body_timeout = Float(60, min=1, help="Seconds that a client gets to send the body of a request.").tag(config=True)
+    keepalive_interval = Float(15, min=1, help="Seconds between signs of life on a quiet event stream.").tag(
+        config=True
+    )
 
     # -- settings
 
@@ -107,11 +117,20 @@ class LauncherApp(Application):
 
     @default("prefix")
     def _default_prefix(self) -> str:
-        return environment.text("JUPYTERHUB_SERVICE_PREFIX", "/services/launcher/")
+        return _folder(environment.text("JUPYTERHUB_SERVICE_PREFIX", "/services/launcher/"))
 
     @validate("prefix")
     def _valid_prefix(self, proposal: Any) -> str:
-        return "/" + proposal.value.strip("/") + "/" if proposal.value.strip("/") else "/"
+        return _folder(proposal.value)
+
+    @default("service_name")
+    def _default_service_name(self) -> str:
+        """The one in the prefix that the Hub gives its services, which its own variable can't contradict."""
+        name = environment.text("JUPYTERHUB_SERVICE_NAME")
+        _, found, in_prefix = self.prefix.rstrip("/").rpartition("/services/")
+        if name and found and name != in_prefix:
+            raise TraitError(f"JUPYTERHUB_SERVICE_NAME={name} contradicts the prefix {self.prefix}")
+        return name or (in_prefix if found else "launcher")
 
     @default("public_url")
     def _default_public_url(self) -> str:
@@ -139,7 +158,7 @@ class LauncherApp(Application):
         _check_url("the address to listen on", self.bind_url, with_port=True)
         if self.public_url:
             _check_url("JupyterHub's public URL", self.public_url)
-        self.hub = Hub(parent=self, service_name=self._service_name())
+        self.hub = Hub(parent=self)
         self.hub.validate_settings()
         try:
             signer = Signer(self.signing_key or derive_key(self.hub.api_token))
@@ -153,6 +172,7 @@ class LauncherApp(Application):
         self.services = Services(
             hub=self.hub,
             launcher=launcher,
+            service_name=self.service_name,
             public_url=self.public_url,
             max_body_size=self.max_body_size,
             keepalive_interval=self.keepalive_interval,
@@ -164,26 +184,17 @@ class LauncherApp(Application):
 
     def _load_configuration(self) -> None:
         path = Path(self.config_file or "jhlauncher_config.py")
-        if self.config_file or path.exists():
-            try:
-                self.load_config_file(path.name, path=str(path.parent))
-            except (SyntaxError, NameError, ConfigFileNotFound) as error:
-                raise TraitError(f"the configuration file {path} can't be read: {error}") from None
-            if not path.exists():
-                raise TraitError(f"there is no configuration file {path}")
-
-    def _service_name(self) -> str:
-        """The name at the Hub, which must be the one in the prefix that the Hub gives its services."""
-        name = environment.text("JUPYTERHUB_SERVICE_NAME")
-        in_prefix = self.prefix.rstrip("/").rpartition("/services/")[2]
-        if name and in_prefix and "/services/" in self.prefix and name != in_prefix:
-            raise TraitError(f"JUPYTERHUB_SERVICE_NAME={name} contradicts the prefix {self.prefix}")
-        return name or in_prefix or "launcher"
+        if self.config_file and (path.suffix not in (".py", ".json") or not path.is_file()):
+            raise TraitError(f"there is no configuration file {path} (its name must end in .py or .json)")
+        try:
+            self.load_config_file(path.name, path=str(path.parent))
+        except (SyntaxError, NameError) as error:
+            raise TraitError(f"the configuration file {path} can't be read: {error}") from None
 
     def web_application(self) -> WebApplication:
         """The Tornado application."""
         return WebApplication(
-            [(self.prefix + pattern, handler) for pattern, handler in ROUTES],
+            [(re.escape(self.prefix) + pattern, handler) for pattern, handler in ROUTES],
             default_handler_class=NotFoundHandler,
             services=self.services,
             log_function=self._log_request,
@@ -204,9 +215,7 @@ class LauncherApp(Application):
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-        await self.hub.start()
-        try:
-            server = self._listen()
+        async with self.running() as server:
             self.log.info("Listening on %s%s for JupyterHub at %s", self.bind_url, self.prefix, self.hub.api_url)
             await stopping.wait()
             self.log.info(
@@ -214,7 +223,18 @@ class LauncherApp(Application):
             )
             server.stop()
             await self.services.drain(self.shutdown_timeout)
-            await server.close_all_connections()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[HTTPServer]:
+        """All parts and the HTTP server while they run; closed in reverse."""
+        try:
+            await self.hub.start()
+            server = self._listen()
+            try:
+                yield server
+            finally:
+                server.stop()
+                await server.close_all_connections()
         finally:
             await self.services.launcher.close()
             await self.progress.stop()
@@ -257,6 +277,10 @@ class LauncherApp(Application):
             status, request.method, request.path, caller.label if caller else "", request.remote_ip,
             1000 * request.request_time(),
         )  # fmt: skip
+
+
+def _folder(path: str) -> str:
+    return f"/{path.strip('/')}/" if path.strip("/") else "/"
 
 
 def _check_url(what: str, text: str, with_port: bool = False) -> None:

@@ -76,9 +76,9 @@ class DemoApp(Application):
 
     def start(self) -> None:
         """Run the demo."""
-        for module, extra in (("jupyterlab", "jhlauncher[demo]"), ("rich", "jhlauncher[demo]")):
+        for module in ("jupyterlab", "rich"):
             if find_spec(module) is None:
-                raise TraitError(f"the demo needs {module}: pip install '{extra}'")
+                raise TraitError(f"the demo needs {module}: pip install 'jhlauncher[demo]'")
         if not shutil.which("configurable-http-proxy", path=_PATH):
             raise TraitError("the demo needs configurable-http-proxy: npm install -g configurable-http-proxy")
         with contextlib.suppress(KeyboardInterrupt):
@@ -127,12 +127,16 @@ class DemoApp(Application):
                 body = {"username": self.username, "image": "jupyterlab"}
                 print(f"POST {demo.launcher_url}/containers {json.dumps(body)}")
                 task = bar.add_task("POST containers", total=100, event="")
-                async for event in demo.launch(client, body):
-                    if "token" in event:
-                        bar.update(task, completed=100, event="ready")
-                        launched = event
-                    else:
-                        bar.update(task, completed=event["progress"], event=event["message"])
+                launched: dict[str, Any] = {}
+                async with contextlib.aclosing(demo.launch(client, body)) as events:
+                    async for event in events:
+                        if "token" in event:
+                            bar.update(task, completed=100, event="ready")
+                            launched = event
+                        else:
+                            bar.update(task, completed=event["progress"], event=event["message"])
+            if not launched:
+                raise DemoFailed("the launcher's event stream ended early.")
             status = await demo.prove(client, launched)
         print(f"GET {launched['url']}api/status with the token answers {status}.")
         print(f"\nOpen JupyterLab:\n{launched['url'].rstrip('/')}/?token={launched['token']}", flush=True)
@@ -203,11 +207,12 @@ class Demo:
         ) as response:
             if response.content_type != "text/event-stream":
                 raise DemoFailed((await response.json())["error"])
-            async for event in sse.decode(response.content.iter_any()):
-                data = json.loads(event.data)
-                if event.name == "failed":
-                    raise DemoFailed(data["error"])
-                yield data
+            async with contextlib.aclosing(sse.decode(response.content.iter_any())) as events:
+                async for event in events:
+                    data = json.loads(event.data)
+                    if event.name == "failed":
+                        raise DemoFailed(data["error"])
+                    yield data
 
     async def prove(self, client: aiohttp.ClientSession, launched: dict[str, Any]) -> int:
         """Ask the server's own API with the token."""

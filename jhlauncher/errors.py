@@ -1,4 +1,4 @@
-"""Every error this project raises on purpose, in one tree.
+"""Every error that a caller may see, in one tree.
 
 ::
 

@@ -2,7 +2,7 @@
 
 - Requests share kept-alive connections; what takes long (starting and stopping servers, event streams) has
   connections of its own, so that it takes no slot from the rest.
-- Retries happen here and nowhere else: a Hub that can't be reached is tried again with back-off for `retry_timeout`
+- Requests are repeated here and nowhere else: while the Hub can't be reached, with back-off, for `retry_timeout`
   seconds, and only where repeating does no harm.
 - What the Hub answers is interpreted here (docs: https://jupyterhub.readthedocs.io/en/stable/reference/rest-api.html);
   callers see domain values and the errors of `jhlauncher.errors`.
@@ -16,9 +16,9 @@ import os
 import ssl
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import aiohttp
@@ -48,14 +48,24 @@ class NotStarting(Exception):
     """The Hub has no start of this server under way, so there is no progress to follow."""
 
 
+Outcome = Literal[
+    "ready", "accepted", "throttled", "running", "stopping", "no_user", "refused", "misconfigured", "failed"
+]
+
+
 @dataclass(frozen=True)
 class StartReply:
-    """How the Hub took the request to start a server. Neither 201 nor 500 is the last word."""
+    """How the Hub took the request to start a server. Neither ``ready`` nor ``failed`` is the last word."""
 
-    status: int
+    outcome: Outcome
     message: str = ""
     retry_after: float | None = None
     """Seconds, when the Hub named them."""
+
+    @property
+    def accepted(self) -> bool:
+        """The Hub has started it, or has found a start of it under way."""
+        return self.outcome in ("ready", "accepted")
 
 
 @dataclass(frozen=True)
@@ -85,16 +95,13 @@ class Hub(LoggingConfigurable):
         """
     ).tag(config=True)
     api_token = Unicode(help="This service's token at the Hub. Default: $JUPYTERHUB_API_TOKEN.").tag(config=True)
-    service_name = Unicode(
-        help="""The service's name at the Hub; callers need the scope access:services!service=NAME.
-
-        Default: $JUPYTERHUB_SERVICE_NAME, or else the last part of the prefix.
-        """
-    ).tag(config=True)
-    connect_timeout = Float(5, help="Seconds to wait for a connection to the Hub.").tag(config=True)
-    request_timeout = Float(30, help="Seconds to wait for the Hub's answer to an ordinary request.").tag(config=True)
+    connect_timeout = Float(5, min=0.01, help="Seconds to wait for a connection to the Hub.").tag(config=True)
+    request_timeout = Float(30, min=0.01, help="Seconds to wait for the Hub's answer to an ordinary request.").tag(
+        config=True
+    )
     spawn_request_timeout = Float(
         60,
+        min=0.01,
         help="""Seconds to wait for the Hub's answer when starting or stopping a server.
 
         The Hub answers after its own slow_spawn_timeout or slow_stop_timeout (10 s) at the latest.
@@ -102,19 +109,21 @@ class Hub(LoggingConfigurable):
     ).tag(config=True)
     stream_timeout = Float(
         30,
+        min=0.01,
         help="""Seconds without a byte after which an event stream counts as broken.
 
         The Hub sends a keepalive every 8 seconds.
         """,
     ).tag(config=True)
-    retry_timeout = Float(20, help="Seconds for which a Hub that can't be reached is tried again. 0: never again.").tag(
-        config=True
-    )
-    retry_delay = Float(0.1, help="Seconds before the first such retry; each later one waits twice as long.").tag(
-        config=True
-    )
+    retry_timeout = Float(
+        20, min=0, help="Seconds for which a Hub that can't be reached is tried again. 0: never again."
+    ).tag(config=True)
+    retry_delay = Float(
+        0.1, min=0, help="Seconds before the first such retry; each later one waits twice as long."
+    ).tag(config=True)
     auth_cache_seconds = Float(
         60,
+        min=0.01,
         help="""Seconds for which a caller's identity and scopes are remembered.
 
         A token revoked at the Hub works here for as long.
@@ -140,10 +149,6 @@ class Hub(LoggingConfigurable):
     @default("api_token")
     def _default_api_token(self) -> str:
         return environment.text("JUPYTERHUB_API_TOKEN")
-
-    @default("service_name")
-    def _default_service_name(self) -> str:
-        return environment.text("JUPYTERHUB_SERVICE_NAME", "launcher")
 
     @default("keyfile")
     def _default_keyfile(self) -> str:
@@ -180,12 +185,18 @@ class Hub(LoggingConfigurable):
             if not os.access(path, os.R_OK):
                 raise TraitError(f"the TLS file {path} can't be read")
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._closing = AsyncExitStack()
+
     async def start(self) -> None:
         """Make the client; no request is sent."""
-        headers = {"Authorization": f"token {self.api_token}", "Accept": "application/json"}
-        self._base = self.api_url.rstrip("/")
-        self._brief = aiohttp.ClientSession(connector=self._connector(limit=50), headers=headers)
-        self._long = aiohttp.ClientSession(connector=self._connector(limit=0), headers=headers)
+        url = urlsplit(self.api_url)
+        on_socket = url.scheme == "http+unix"
+        self._base = "http://localhost" + url.path.rstrip("/") if on_socket else self.api_url.rstrip("/")
+        socket = unquote(url.netloc) if on_socket else None
+        self._brief = await self._closing.enter_async_context(self._session(socket, limit=50))
+        self._long = await self._closing.enter_async_context(self._session(socket, limit=0))
         self._auth = HubAuth(
             api_url=self.api_url.rstrip("/"),
             api_token=self.api_token,
@@ -193,27 +204,27 @@ class Hub(LoggingConfigurable):
             certfile=self.certfile,
             client_ca=self.client_ca,
         )
-        # Only successes stay in this cache, and callers that come at once share one request. HubAuth's own cache
-        # would also keep every wrong token for minutes.
-        # The state of the Hub is asked once for all probes of a moment.
+        if JupyterHubHTTPClient:
+            self._closing.push_async_callback(JupyterHubHTTPClient.loop_instance().close)
+        # Only successes stay in these caches, and those who ask at once share one request. HubAuth's own cache would
+        # also keep every wrong token for minutes.
         self._check = alru_cache(ttl=2)(self._ask_version)
         self._identify = alru_cache(maxsize=10_000, ttl=self.auth_cache_seconds)(self._ask_identity)
+        for cache in (self._check, self._identify):
+            self._closing.push_async_callback(cache.cache_close)
 
     async def stop(self) -> None:
         """Close all connections."""
-        await self._identify.cache_close()
-        await self._check.cache_close()
-        await self._brief.close()
-        await self._long.close()
-        if JupyterHubHTTPClient:
-            await JupyterHubHTTPClient.loop_instance().close()
+        await self._closing.aclose()
 
-    def _connector(self, limit: int) -> aiohttp.BaseConnector:
-        url = urlsplit(self.api_url)
-        if url.scheme == "http+unix":
-            self._base = "http://localhost" + url.path.rstrip("/")
-            return aiohttp.UnixConnector(path=unquote(url.netloc), limit=limit)
-        return aiohttp.TCPConnector(limit=limit, ssl=self.ssl_context() or True, keepalive_timeout=60)
+    def _session(self, socket: str | None, limit: int) -> aiohttp.ClientSession:
+        connector: aiohttp.BaseConnector
+        if socket:
+            connector = aiohttp.UnixConnector(path=socket, limit=limit)
+        else:
+            connector = aiohttp.TCPConnector(limit=limit, ssl=self.ssl_context() or True, keepalive_timeout=60)
+        headers = {"Authorization": f"token {self.api_token}", "Accept": "application/json"}
+        return aiohttp.ClientSession(connector=connector, headers=headers)
 
     def ssl_context(self, purpose: ssl.Purpose = ssl.Purpose.SERVER_AUTH) -> ssl.SSLContext | None:
         """The Hub's internal TLS, for a client or a server; None where it isn't used."""
@@ -313,7 +324,7 @@ class Hub(LoggingConfigurable):
 
         """
         reply = await self._request("POST", _path(user, server), json=options, expected=range(400, 600), long=True)
-        return StartReply(reply.status, reply.message, reply.retry_after)
+        return StartReply(_outcome(reply.status, reply.message), reply.message, reply.retry_after)
 
     async def stop_server(self, user: str, server: str) -> bool:
         """Stop a server, or cancel its start. True when it has stopped, False while the Hub still works on it."""
@@ -326,6 +337,7 @@ class Hub(LoggingConfigurable):
         Raises:
             NotStarting: nothing is starting.
             HubUnavailable: the stream could not be opened, or broke.
+            LauncherError: the Hub does not let us, or says something else.
 
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.connect_timeout, sock_read=self.stream_timeout)
@@ -421,7 +433,7 @@ class Hub(LoggingConfigurable):
             async with session.request(method, self._base + path, json=json, timeout=timeout) as response:
                 await self._raise_for_unexpected(response, expected)
                 return _Reply(response.status, await _json(response), _seconds(response.headers.get("Retry-After")))
-        except aiohttp.ClientConnectorError as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise HubUnavailable(f"JupyterHub can't be reached ({method} {path}).") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise AnswerLost(f"JupyterHub does not answer ({method} {path}).") from error
@@ -438,6 +450,20 @@ class Hub(LoggingConfigurable):
                 "An administrator must check the token and the scopes of the launcher's role."
             )
         raise LauncherError(f"JupyterHub answered {status} to {what}.", reason="hub_error")
+
+
+def _outcome(status: int, message: str) -> Outcome:
+    """What the Hub's answer to a start means; some of it only its words tell."""
+    known: dict[int, Outcome] = {201: "ready", 202: "accepted", 404: "no_user", 429: "throttled"}
+    if status in known:
+        return known[status]
+    if status == 400 and "already running" in message:
+        return "running"
+    if status == 400 and "is pending" in message:
+        return "stopping"
+    if status == 403 and ("current scopes" in message or "not signed by the launcher" in message):
+        return "misconfigured"
+    return "refused" if status < 500 else "failed"
 
 
 def _strange(what: str) -> LauncherError:

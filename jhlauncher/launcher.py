@@ -5,10 +5,10 @@ How a launch goes::
     scopes -> policy -> user (created if need be) -> sign the spec -> ask the Hub to start it
            -> follow its events -> ask the Hub whether it is true -> a token for this server
 
-The Hub's answers along the way are hints: its 201 may come before the server is ready, its 500 while it still starts,
-its ``ready`` event after a cancel, as does ``ready`` in the server's model for a second. Only the marks decide that the
-mixin in the Hub sets in the options; they also tell whether what runs is what was asked here (another start may have
-been under way, whose options the Hub keeps).
+The Hub's answers along the way are hints: its 201 may come before the server is ready, and its 500 while it still
+starts. For a second after a cancel, both its event stream and the server's model say ``ready``. Only the marks decide
+that the mixin in the Hub leaves in the options; they also tell whether what runs is what was asked here (another start
+may have been under way, whose options the Hub keeps).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from traitlets import Float, Integer, TraitError, default, validate
+from traitlets import Float, Integer, default
 from traitlets.config import LoggingConfigurable
 
 from . import environment
@@ -43,6 +43,9 @@ from .progress import Progress
 from .signing import OPTIONS_KEY, Signer
 
 Report = Callable[[ProgressEvent], Awaitable[None]]
+
+_READY = ProgressEvent(progress=100, message="", phase="ready")
+"""The Hub has nothing more to tell of the start."""
 
 # a scope's name before JupyterHub 6, where one scope was for all three
 START, STOP, READ = ("start:servers", "servers"), ("delete:servers", "servers"), ("read:servers", "servers")
@@ -86,23 +89,25 @@ class Launcher(LoggingConfigurable):
     """Launches servers on the Hub on behalf of callers."""
 
     start_timeout = Float(
+        min=0.01,
         help="""Seconds that a launch may take, from acceptance to the token; then its server is stopped.
 
         Default: $STATUS_CHECK_INTERVAL x $STATUS_CHECK_COUNT, or else 300.
         """,
     ).tag(config=True)
-    stop_timeout = Float(120, help="Seconds to wait until a server has stopped.").tag(config=True)
+    stop_timeout = Float(120, min=0, help="Seconds to wait until a server has stopped.").tag(config=True)
     token_lifetime = Integer(
-        help="Seconds for which a server's token is valid. Default: $USER_TOKEN_LIFETIME, or else 1800."
+        min=1, help="Seconds for which a server's token is valid. Default: $USER_TOKEN_LIFETIME, or else 1800."
     ).tag(config=True)
     throttle_delay = Float(
-        10, help="Seconds before a start that the Hub throttled is tried again, where the Hub does not say."
+        10, min=0, help="Seconds before a start that the Hub throttled is tried again, where the Hub does not say."
     ).tag(config=True)
     progress_delay = Float(
         0.2,
+        min=0,
         help="""Seconds that the Hub gets to answer a start before its progress is followed.
 
-        A start that is refused or over at once so costs no event stream.
+        This spares the event stream of a start that is refused or over at once.
         """,
     ).tag(config=True)
 
@@ -113,12 +118,6 @@ class Launcher(LoggingConfigurable):
     @default("token_lifetime")
     def _default_token_lifetime(self) -> int:
         return int(environment.number("USER_TOKEN_LIFETIME", 1800))
-
-    @validate("start_timeout", "stop_timeout", "token_lifetime")
-    def _positive(self, proposal: Any) -> Any:
-        if not 0 < proposal.value < float("inf"):
-            raise TraitError(f"Launcher.{proposal.trait.name} must be a positive number of seconds")
-        return proposal.value
 
     def __init__(self, hub: Hub, policy: Policy, progress: Progress, signer: Signer, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -148,7 +147,7 @@ class Launcher(LoggingConfigurable):
 
         Raises:
             Forbidden, PolicyDenied, ServerConflict, InvalidRequest, NotFound: nothing was started.
-            LaunchFailed: it did not start, and nothing of it is left.
+            LaunchFailed: it did not start, and what there was of it has been stopped, as far as the Hub lets us.
             HubUnavailable: it is not known what became of it.
 
         """
@@ -310,10 +309,9 @@ class Launcher(LoggingConfigurable):
         """
         while True:
             reply, final = await self._request_start(launch, report)
-            if reply is None or reply.status < 300:
-                created = reply is not None and reply.status == 201
-                return ProgressEvent(progress=100, message="", phase="ready") if created else final
-            if reply.status != 429:
+            if reply is None or reply.accepted:
+                return final
+            if reply.outcome != "throttled":
                 raise await self._refusal(launch, reply, final)
             delay = self.throttle_delay if reply.retry_after is None else reply.retry_after
             if asyncio.get_running_loop().time() + delay > launch.deadline:
@@ -353,8 +351,11 @@ class Launcher(LoggingConfigurable):
         try:
             reply = post.result()
             launch.unanswered = False
-            # a failure that the events tell of a start that the Hub accepts is the one before
-            return reply, final if reply.status >= 300 or not final or final.phase == "ready" else None
+            if reply.outcome == "ready":
+                return reply, _READY
+            if reply.accepted and final and final.phase == "failed":
+                final = None  # of the start before, which the Hub repeats until it has begun with ours
+            return reply, final
         except AnswerLost:
             if final is None and not await self._active_server(launch.user, launch.server):
                 raise
@@ -373,26 +374,26 @@ class Launcher(LoggingConfigurable):
         return None
 
     async def _refusal(self, launch: _Launch, reply: StartReply, final: ProgressEvent | None) -> LauncherError:
-        """What the Hub's error answer to a start means."""
-        title = _title(launch.user, launch.server)
-        if reply.status == 400 and "already running" in reply.message:
-            return ServerConflict(f"{title} is already running. Stop it first to start it with other options.")
-        if reply.status == 400 and "pending" in reply.message:
-            return ServerConflict(f"{title} is being stopped. Try again.", reason="server_stopping", retry_after=5)
-        if reply.status == 404:
-            return NotFound(
-                f"JupyterHub knows no user {launch.user}: your token does not hold admin:users to create one, "
-                "or the Hub's authenticator has another name for them.",
-                reason="user_not_found",
-            )
-        if reply.status == 403 and ("current scopes" in reply.message or "not signed by" in reply.message):
-            return HubRefused(
-                f"JupyterHub refuses the launcher: {reply.message} An administrator must check that the Hub and the "
-                "launcher have the same signing key and that the launcher's role has its scopes."
-            )
-        if reply.status < 500:
-            named = _named(launch.user, launch.server)
-            return InvalidRequest(f"JupyterHub did not start {named}: {reply.message}", reason="refused_by_hub")
+        """What the Hub's refusal of a start means for the caller."""
+        title, named = _title(launch.user, launch.server), _named(launch.user, launch.server)
+        match reply.outcome:
+            case "running":
+                return ServerConflict(f"{title} is already running. Stop it first to start it with other options.")
+            case "stopping":
+                return ServerConflict(f"{title} is being stopped. Try again.", reason="server_stopping", retry_after=5)
+            case "no_user":
+                return NotFound(
+                    f"JupyterHub knows no user {launch.user}: your token does not hold admin:users to create one, "
+                    "or the Hub's authenticator has another name for them.",
+                    reason="user_not_found",
+                )
+            case "misconfigured":
+                return HubRefused(
+                    f"JupyterHub refuses the launcher: {reply.message} An administrator must check that the Hub and "
+                    "the launcher have the same signing key, and that the launcher's role has its scopes."
+                )
+            case "refused":
+                return InvalidRequest(f"JupyterHub did not start {named}: {reply.message}", reason="refused_by_hub")
         server = await self._active_server(launch.user, launch.server)
         if server and server["pending"] == "spawn":  # the process is gone, the Hub still waits for it to answer
             return LaunchFailed(f"{title} did not start: {reply.message}", reason="crashed")
@@ -483,7 +484,7 @@ async def _ignore(event: ProgressEvent) -> None:
 
 
 def _is_accepted(post: asyncio.Task[StartReply]) -> bool:
-    return post.done() and not post.exception() and post.result().status < 300
+    return post.done() and not post.exception() and post.result().accepted
 
 
 def _launch_options(server: JsonObject) -> JsonObject:

@@ -115,7 +115,7 @@ def _env_value(value: str) -> str:
 def parse_bytes(value: int | str) -> int:
     """A number of bytes from ``1073741824``, ``"1G"``, ``"512M"`` or ``"1.5Gi"``; K, M, G, T are powers of 1024.
 
-    That is how JupyterHub reads them (``ByteSpecification``).
+    JupyterHub's ``ByteSpecification`` has the same units; from here on, sizes are plain numbers.
 
     Raises:
         ValueError: it is none of these.
@@ -128,12 +128,6 @@ def parse_bytes(value: int | str) -> int:
     assert match is not None  # noqa: S101  (for mypy: _check raised otherwise)
     number, unit = match.groups()
     return int(float(number) * 1024 ** " KMGT".index(unit or " "))
-
-
-def _byte_size(value: Any) -> int | str:
-    _check(parse_bytes(value) > 0, "must be positive")
-    size: int | str = value
-    return size
 
 
 def _none_as_empty(value: Any) -> Any:
@@ -151,7 +145,7 @@ SubPath = Annotated[str, AfterValidator(_subpath), BeforeValidator(_none_as_empt
 Environment = dict[Annotated[str, AfterValidator(_env_name)], Annotated[str, AfterValidator(_env_value)]]
 Cores = Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
 Devices = Annotated[int, Field(ge=0, le=1000)]
-ByteSize = Annotated[Any, AfterValidator(_byte_size)]
+ByteSize = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 """``1073741824`` or ``"1G"``, as `parse_bytes` reads them."""
 
 
@@ -169,7 +163,7 @@ class _Resource(Model):
         request, limit = getattr(self, "request", None), getattr(self, "limit", None)
         _check(request is not None or limit is not None, "needs a request or a limit")
         if request is not None and limit is not None:
-            _check(parse_amount(request) <= parse_amount(limit), "request must not exceed limit")
+            _check(request <= limit, "request must not exceed limit")
         return self
 
 
@@ -202,11 +196,6 @@ class Gpu(_Resource):
     def count(self) -> int:
         """The number of devices."""
         return (self.limit if self.limit is not None else self.request) or 0
-
-
-def parse_amount(value: float | str) -> float:
-    """A resource amount as a number, whether cores, bytes or devices."""
-    return parse_bytes(value) if isinstance(value, str) else value
 
 
 class Volume(Model):

@@ -27,13 +27,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from traitlets import Dict, List, TraitError, Unicode, default, validate
 from traitlets.config import LoggingConfigurable
 
 from . import environment
 from .errors import PolicyDenied
-from .models import Caller, LaunchSpec, Model, Volume, parse_amount, parse_bytes
+from .models import Caller, LaunchSpec, Model, Volume, parse_bytes
 
 
 class Rule(Model):
@@ -47,7 +47,7 @@ class Rule(Model):
     volumes: list[str] = []
     env: list[str] = []
     cpu: float | None = Field(0, ge=0)
-    memory: Annotated[Any, AfterValidator(lambda value: value if value is None else parse_bytes(value))] = 0
+    memory: Annotated[int, BeforeValidator(parse_bytes)] | None = Field(0, ge=0)
     gpu: int | None = Field(0, ge=0)
 
     def matches(self, caller: Caller, user: str, groups: frozenset[str]) -> bool:
@@ -74,8 +74,7 @@ class Rule(Model):
             most, asked = getattr(self, field), getattr(spec, field)
             if asked is None or most is None:
                 continue
-            amount = max(parse_amount(value) for value in (asked.request, asked.limit) if value is not None)
-            if amount > parse_amount(most):
+            if max(value for value in (asked.request, asked.limit) if value is not None) > most:
                 problems[field] = f"more than the {most} that are allowed"
         return problems
 

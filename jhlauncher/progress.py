@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from math import isfinite
 from typing import Any
 
@@ -17,7 +17,7 @@ from traitlets import Float
 from traitlets.config import LoggingConfigurable
 
 from .errors import HubUnavailable, LauncherError
-from .hub import Hub, JsonObject, NotStarting
+from .hub import Hub, NotStarting
 from .models import Phase, ProgressEvent
 
 Key = tuple[str, str]
@@ -28,12 +28,13 @@ class Progress(LoggingConfigurable):
 
     reconnect_delay = Float(
         0.1,
+        min=0,
         help="Seconds before a broken stream is opened again; each further failure doubles it, up to 5 s.",
     ).tag(config=True)
 
     def __init__(self, hub: Hub, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        self._hub = hub
+        self.hub = hub
         self._streams: dict[Key, _Stream] = {}
 
     async def stop(self) -> None:
@@ -45,6 +46,7 @@ class Progress(LoggingConfigurable):
 
         Raises:
             NotStarting: nothing is starting.
+            LauncherError: the Hub does not let us follow it.
 
         """
         key = (user, server)
@@ -64,25 +66,6 @@ class Progress(LoggingConfigurable):
             stream.listeners.discard(queue)
             if not stream.listeners:
                 await stream.stop()
-
-    async def upstream(self, key: Key) -> AsyncGenerator[JsonObject, None]:
-        """The Hub's own events, over as many connections as it takes.
-
-        Raises:
-            NotStarting: nothing is starting.
-
-        """
-        delay = self.reconnect_delay
-        while True:
-            try:
-                async with aclosing(self._hub.progress(*key)) as events:
-                    async for event in events:
-                        delay = self.reconnect_delay
-                        yield event
-            except HubUnavailable as error:
-                self.log.warning("Progress of %s/%s: %s Opening it again in %.1f s.", *key, error.message, delay)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, 5)
 
     def ended(self, key: Key, stream: _Stream) -> None:
         """A stream has had its last event; the next start of the server gets a new one."""
@@ -114,14 +97,16 @@ class _Stream:
         await asyncio.wait([self._task])
 
     async def _run(self) -> None:
+        delay = self._progress.reconnect_delay
         try:
-            async with aclosing(self._progress.upstream(self._key)) as events:
-                async for raw in events:
-                    event = self._risen(raw)
-                    if event:
-                        self._publish(event)
-                        if event.final:
-                            return
+            while True:
+                if await self._connection():
+                    delay = self._progress.reconnect_delay
+                if self._latest and self._latest.final:
+                    return
+                self._progress.log.warning("Progress of %s/%s broke. Opening it again in %.1f s.", *self._key, delay)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 5)
         except asyncio.CancelledError:
             self._end(HubUnavailable("The launcher no longer follows this start."))
             raise
@@ -130,6 +115,20 @@ class _Stream:
         except Exception as error:
             self._progress.log.exception("Progress of %s/%s ended by a bug", *self._key)
             self._end(error)
+
+    async def _connection(self) -> bool:
+        """Pass on the events of one connection; whether any was new."""
+        news = False
+        with suppress(HubUnavailable):
+            async with aclosing(self._progress.hub.progress(*self._key)) as events:
+                async for raw in events:
+                    event = self._risen(raw)
+                    if event:
+                        news = True
+                        self._publish(event)
+                        if event.final:
+                            break
+        return news
 
     def _risen(self, raw: Any) -> ProgressEvent | None:
         """The event for our listeners, or None for one that they had: a new connection begins from the beginning."""

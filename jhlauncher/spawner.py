@@ -27,6 +27,7 @@ from tornado.web import HTTPError
 from traitlets import Bool, Dict, Float, List, Unicode, default
 from traitlets.config import Configurable
 
+from . import environment
 from .errors import InvalidRequest
 from .models import Cpu, Gpu, LaunchSpec, Memory, Volume
 from .signing import KEY_ENV, OPTIONS_KEY, BadSignature, Signer
@@ -77,7 +78,7 @@ class LauncherSpawnerMixin(Configurable):
 
     @default("signing_key")
     def _default_signing_key(self) -> str:
-        return os.environ.get(KEY_ENV, "")
+        return environment.text(KEY_ENV)
 
     @default("apply_user_options")
     def _default_apply_user_options(self) -> Any:
@@ -304,7 +305,8 @@ class LauncherLocalSpawner(LauncherSpawnerMixin, SimpleLocalProcessSpawner):  # 
 
     @property
     def _folder_name(self) -> str:
-        return self.name or "_default"  # no server can be named so
+        """A named server's is one level below, so that none can have the default server's."""
+        return f"named/{self.name}" if self.name else "default"
 
     @property
     def escaped_name(self) -> str:

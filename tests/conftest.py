@@ -12,12 +12,11 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
-from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
 from traitlets.config import Config
 
 from jhlauncher import sse
 from jhlauncher.app import LauncherApp
+from jhlauncher.install import free_port
 from tests.fake_hub import PLATFORM_TOKEN, SERVICE_TOKEN, FakeHub
 
 ENVIRONMENT = (
@@ -50,7 +49,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest
 
 @dataclass
 class Service:
-    """The running service, and a client of its."""
+    """The running service, and a client for it."""
 
     url: str
     app: LauncherApp
@@ -87,21 +86,12 @@ async def running_service(hub: FakeHub, **sections: dict[str, Any]) -> AsyncIter
     config = Config({name: Config(values) for name, values in sections.items()})
     config.Hub.setdefault("api_url", hub.api_url)
     config.Hub.setdefault("api_token", SERVICE_TOKEN)
+    config.LauncherApp.setdefault("bind_url", f"http://127.0.0.1:{free_port()}")
     app = LauncherApp(config=config)
     app.initialize([])
-    await app.hub.start()
-    server = HTTPServer(app.web_application(), xheaders=True, max_body_size=10 * app.max_body_size)
-    sockets = bind_sockets(0, "127.0.0.1")
-    server.add_sockets(sockets)
-    try:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
-            url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}{app.prefix}"
-            yield Service(url, app, hub, client)
-    finally:
-        server.stop()
-        await server.close_all_connections()
-        await app.progress.stop()
-        await app.hub.stop()
+    connector = aiohttp.TCPConnector(limit=0)
+    async with app.running(), aiohttp.ClientSession(connector=connector) as client:
+        yield Service(f"{app.bind_url}{app.prefix}", app, hub, client)
 
 
 @pytest_asyncio.fixture

@@ -45,6 +45,12 @@ c.LauncherLocalSpawner.cmd = singleuser
 c.LauncherLocalSpawner.environment = {{**no_lab, "FROM_CONFIG": "1"}}
 c.LauncherLocalSpawner.root_dir = FOLDER + "/servers"
 c.Spawner.http_timeout = 60
+def hook(spawner):
+    spawner.environment = {{**spawner.environment, "IMAGE": "of the hook", "FROM_HOOK": "1"}}
+    if os.path.exists(FOLDER + "/break-" + spawner.user.name):
+        raise RuntimeError("the administrator's hook failed")
+
+c.Spawner.pre_spawn_hook = hook
 c.JupyterHub.authenticator_class = "dummy"
 c.DummyAuthenticator.password = "a long enough password for the tests"
 c.Authenticator.allow_all = True

@@ -54,7 +54,7 @@ def test_seeds_environment(monkeypatch: pytest.MonkeyPatch):
     launcher = app.services.launcher
     assert app.hub.api_url == "http://192.168.0.31:30711/hub/api"
     assert app.public_url == "http://192.168.0.31:30711"
-    assert (app.prefix, app.hub.service_name) == ("/services/my-launcher/", "my-launcher")
+    assert (app.prefix, app.service_name) == ("/services/my-launcher/", "my-launcher")
     assert (launcher.start_timeout, launcher.token_lifetime) == (120, 600)
     assert app.log_level == logging.DEBUG
 
@@ -65,6 +65,11 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch):
     assert (launcher.start_timeout, launcher.token_lifetime) == (300, 1800)
     assert (app.prefix, app.bind_url, app.public_url) == ("/services/launcher/", "http://127.0.0.1:5000", "")
     assert app.log_level == logging.INFO
+
+
+@pytest.mark.parametrize("text", ["/services/launcher", "services/launcher/", "/services/launcher/"])
+def test_prefix_is_a_folder(monkeypatch: pytest.MonkeyPatch, text: str):
+    assert app_with(monkeypatch, JUPYTERHUB_SERVICE_PREFIX=text).prefix == "/services/launcher/"
 
 
 @pytest.mark.parametrize(("text", "level"), [("WARNING", 30), ("debug", 10), ("40", 40)])
@@ -106,6 +111,9 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         ({**HUB, "LOG_LEVEL": "loud"}, [], "LOG_LEVEL"),
         ({**HUB, "JHLAUNCHER_SIGNING_KEY": "short"}, [], "at least 32"),
         (HUB, ["--config=/nowhere.py"], "no configuration file /nowhere.py"),
+        (HUB, ["--config=/etc/hostname"], "must end in .py"),
+        (HUB, ["--Hub.request_timeout=-1"], "request_timeout"),
+        ({**HUB, "USER_TOKEN_LIFETIME": "0.5"}, [], "token_lifetime"),
         (HUB, ["--LauncherApp.shutdown_timeout=soon"], "shutdown_timeout"),
         (HUB, ["--Policy.rules={}"], "rules"),
         (HUB, ["--no-such-option"], "no-such-option"),

@@ -589,7 +589,6 @@ async def test_requests_that_break_off_leave_nothing(service: Service):
         head = f"POST /services/launcher/{path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n".encode()
         writer.write(head + headers + b"\r\n" + b"x" * 100)
         await writer.drain()
-        await until(lambda: service.app.services.requests or path == "health" or b"unknown" in headers)
         writer.close()
         await until(lambda: not service.app.services.requests)
 

@@ -27,7 +27,7 @@ def real_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealHub]:
 @asynccontextmanager
 async def second_launcher(hub: RealHub, **launcher: Any) -> AsyncIterator[str]:
     """An external launcher service at the same Hub; its URL."""
-    config = {"api_url": hub.api_url, "service_name": "second-launcher"}
+    config = {"api_url": hub.api_url}
     app = {"prefix": "/services/second-launcher/", "signing_key": SIGNING_KEY}
 
     class Token:
@@ -353,7 +353,7 @@ async def test_forged_options_are_refused_and_plain_starts_go_on(real_hub: RealH
     await until_ready(real_hub, "mallory")
     environment = await environment_of(real_hub, "mallory")
     assert environment["FROM_CONFIG"] == "1"
-    assert "IMAGE" not in environment
+    assert environment["IMAGE"] == "of the hook"
     await real_hub.api("DELETE", "/users/mallory/server")
 
 
@@ -368,7 +368,7 @@ async def test_signed_options_start_one_server_once(real_hub: RealHub):
     # from the Hub's own page: the stored options are not applied again
     assert (await real_hub.api("POST", "/users/trudy/server", token=token))[0] in (201, 202)
     await until_ready(real_hub, "trudy")
-    assert "IMAGE" not in await environment_of(real_hub, "trudy")
+    assert (await environment_of(real_hub, "trudy"))["IMAGE"] == "of the hook"
     await real_hub.api("DELETE", "/users/trudy/server")
 
     # sent again by hand
@@ -381,6 +381,28 @@ async def test_signed_options_start_one_server_once(real_hub: RealHub):
     mallory = await real_hub.user_token("mallory")
     status, error = await real_hub.api("POST", "/users/mallory/server", token=mallory, json=replay)
     assert (status, "not signed" in error["message"]) == (403, True)
+
+
+async def test_options_of_a_launch_whose_hook_failed_are_used_up(real_hub: RealHub):
+    token = await real_hub.user_token("hooked")
+    broken = real_hub.folder / "break-hooked"
+    broken.touch()
+    status, error = await real_hub.launcher("POST", username="hooked", image="other")
+    assert (status, error["reason"]) == (500, "start_failed")
+    broken.unlink()
+    # with no options, the Hub takes the last ones it knows
+    assert (await real_hub.api("POST", "/users/hooked/server", token=token))[0] in (201, 202)
+    await until_ready(real_hub, "hooked")
+    assert (await environment_of(real_hub, "hooked"))["IMAGE"] == "of the hook"
+    await real_hub.api("DELETE", "/users/hooked/server")
+
+
+async def test_administrators_hook_runs_and_does_not_undo_the_launch(real_hub: RealHub):
+    status, launched = await real_hub.launcher("POST", username="steady", image="other")
+    assert status == 200, launched
+    environment = await environment_of(real_hub, "steady")
+    assert (environment["IMAGE"], environment["FROM_HOOK"]) == ("other", "1")
+    await real_hub.launcher("DELETE", "?username=steady")
 
 
 async def until_ready(hub: RealHub, user: str) -> None:

@@ -159,9 +159,9 @@ def test_token_in_url_can_be_turned_off():
     assert "JUPYTERHUB_ALLOW_TOKEN_IN_URL" not in spawner.environment
 
 
-def local(tmp_path: Path, **traits: Any) -> LauncherLocalSpawner:
+def local(tmp_path: Path, server: str = "", **traits: Any) -> LauncherLocalSpawner:
     spawner = LauncherLocalSpawner(
-        user=user(), hub=_hub(), root_dir=str(tmp_path), orm_spawner=SimpleNamespace(name="", server=None), **traits
+        user=user(), hub=_hub(), root_dir=str(tmp_path), orm_spawner=SimpleNamespace(name=server, server=None), **traits
     )
     spawner._unlink_mounts()
     return spawner
@@ -203,8 +203,7 @@ def test_local_mounts_inside_one_another_are_refused(tmp_path: Path):
 
 
 def test_local_server_named_default_has_a_home_of_its_own(tmp_path: Path):
-    default, named = local(tmp_path), local(tmp_path)
-    named.orm_spawner = SimpleNamespace(name="default", server=None)
-    named.name = "default"
-    assert default.home_dir != LauncherLocalSpawner._default_home_dir(named)
+    default, named = local(tmp_path), local(tmp_path, server="default")
+    assert (default.name, named.name) == ("", "default")
+    assert default.home_dir != named.home_dir
     assert default._links_file != named._links_file

@@ -39,10 +39,12 @@ class Services:
 
     hub: Hub
     launcher: Launcher
-    public_url: str = ""
-    max_body_size: int = 1_048_576
+    service_name: str
+    """At the Hub."""
+    public_url: str
+    max_body_size: int
     """Bytes."""
-    keepalive_interval: float = 15
+    keepalive_interval: float
     """Seconds between signs of life on a quiet event stream."""
     draining: bool = False
     """The service stops: no new requests."""
@@ -77,14 +79,17 @@ class BaseHandler(RequestHandler):
     caller: Caller
 
     def initialize(self) -> None:
-        """Begin with an empty body."""
+        """Register the request."""
         self._received = bytearray()
         self._reads_body = False
         self._task: asyncio.Task[Any] | None = None
         self.services.requests.add(self)
 
     def on_finish(self) -> None:
-        """Tell a service that waits for it."""
+        """Unregister the request."""
+        self._forget()
+
+    def _forget(self) -> None:
         self.services.requests.discard(self)
         if not self.services.requests:
             self.services.idle.set()
@@ -101,7 +106,7 @@ class BaseHandler(RequestHandler):
         """Turn away whom this service does not serve."""
         if self.services.draining:
             raise ShuttingDown("The launcher is stopping. Try again.", retry_after=10)
-        if self.request.method not in self.SUPPORTED_METHODS or not self._answers_to(str(self.request.method)):
+        if not self._answers_to(str(self.request.method)):
             raise MethodNotAllowed(f"This resource does not answer to {self.request.method}.")
         if self.needs_caller:
             self.caller = await self._authenticate()
@@ -116,8 +121,8 @@ class BaseHandler(RequestHandler):
             raise Unauthenticated("Send a JupyterHub token: `Authorization: token ...`.")
         caller = await self.services.hub.identify(match[1])
         access = "access:services"
-        if caller.scopes.isdisjoint({access, f"{access}!service={self.services.hub.service_name}"}):
-            needs = f"{access}!service={self.services.hub.service_name}"
+        if caller.scopes.isdisjoint({access, f"{access}!service={self.services.service_name}"}):
+            needs = f"{access}!service={self.services.service_name}"
             raise Forbidden(f"Your token can't reach this service: {needs} is needed.", details={"needs": needs})
         return caller
 
@@ -132,7 +137,7 @@ class BaseHandler(RequestHandler):
         """The request's body as a ``model``.
 
         Raises:
-            InvalidRequest: it is none, or too large.
+            InvalidRequest: it is not a valid one, or too large.
 
         """
         if len(self._received) > self.services.max_body_size:
@@ -143,7 +148,7 @@ class BaseHandler(RequestHandler):
         """The request's query as a ``model``; each name at most once.
 
         Raises:
-            InvalidRequest: it is none.
+            InvalidRequest: it is not a valid one.
 
         """
         try:
@@ -195,7 +200,7 @@ class BaseHandler(RequestHandler):
         super().on_connection_close()  # ends Tornado's wait for a body that will not come
         self.interrupt()
         if not self._task:
-            self.on_finish()  # Tornado lets such a request go without a word
+            self._forget()  # Tornado lets such a request go without finishing it
 
     # -- the answer
 

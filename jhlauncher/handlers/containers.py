@@ -13,6 +13,7 @@ from typing import Any
 
 from tornado.ioloop import PeriodicCallback
 from tornado.iostream import StreamClosedError
+from tornado.web import Finish
 
 from .. import sse
 from ..errors import (
@@ -27,7 +28,7 @@ from ..errors import (
 from ..models import LaunchRequest, ProgressEvent, ServerQuery
 from .base import BaseHandler
 
-# what the status has of the Hub's model of a server
+# the fields of the Hub's server model that GET returns
 STATUS_FIELDS = ("last_activity", "name", "pending", "progress_url", "ready", "started", "url")
 
 
@@ -56,6 +57,8 @@ class ContainersHandler(BaseHandler):
         self._wants_events = "text/event-stream" in self.request.headers.get("Accept", "")
         try:
             result = await self.interruptible(launch())
+        except Finish:
+            raise
         except Exception as error:
             if not self._headers_written:
                 raise
