@@ -67,10 +67,12 @@ class LauncherApp(Application):
     ).tag(config=True)
     generate_config = Bool(False, help="Write a configuration file with every setting commented out.").tag(config=True)
     bind_url = Unicode(
-        help="Where to listen, http://IP:PORT. Default: $JUPYTERHUB_SERVICE_URL, or else http://127.0.0.1:5000."
+        "http://127.0.0.1:5000",
+        help="Where to listen, http://IP:PORT. Default: $JUPYTERHUB_SERVICE_URL, or else http://127.0.0.1:5000.",
     ).tag(config=True)
     prefix = Unicode(
-        help="Path below which everything answers. Default: $JUPYTERHUB_SERVICE_PREFIX, or else /services/launcher/."
+        "/services/launcher/",
+        help="Path below which everything answers. Default: $JUPYTERHUB_SERVICE_PREFIX, or else /services/launcher/.",
     ).tag(config=True)
     service_name = Unicode(
         help="""The service's name at the Hub; callers need the scope access:services!service=NAME.
@@ -155,6 +157,7 @@ class LauncherApp(Application):
         if self.extra_args:
             raise TraitError(f"unknown argument {self.extra_args[0]!r}; see jhlauncher --help")
         self._load_configuration()
+        self._refuse_unknown_settings()
         _check_url("the address to listen on", self.bind_url, with_port=True)
         if self.public_url:
             _check_url("JupyterHub's public URL", self.public_url)
@@ -190,6 +193,13 @@ class LauncherApp(Application):
             self.load_config_file(path.name, path=str(path.parent))
         except (SyntaxError, NameError) as error:
             raise TraitError(f"the configuration file {path} can't be read: {error}") from None
+
+    def _refuse_unknown_settings(self) -> None:
+        """A misspelt setting would otherwise leave its default in force, which for a policy nobody wants."""
+        for cls in (*self.classes, type(self)):
+            unknown = self.config.get(cls.__name__, {}).keys() - cls.class_trait_names(config=True)
+            if unknown:
+                raise TraitError(f"{cls.__name__}.{min(unknown)} is not a setting; see jhlauncher --help-all")
 
     def web_application(self) -> WebApplication:
         """The Tornado application."""

@@ -76,6 +76,8 @@ class DemoApp(Application):
 
     def start(self) -> None:
         """Run the demo."""
+        if self.extra_args:
+            raise TraitError(f"unknown argument {self.extra_args[0]!r}; see jhlauncher demo --help")
         for module in ("jupyterlab", "rich"):
             if find_spec(module) is None:
                 raise TraitError(f"the demo needs {module}: pip install 'jhlauncher[demo]'")
@@ -139,7 +141,9 @@ class DemoApp(Application):
                 raise DemoFailed("the launcher's event stream ended early.")
             status = await demo.prove(client, launched)
         print(f"GET {launched['url']}api/status with the token answers {status}.")
-        print(f"\nOpen JupyterLab:\n{launched['url'].rstrip('/')}/?token={launched['token']}", flush=True)
+        print(f"\nJupyterLab is at:\n{launched['url'].rstrip('/')}/?token={launched['token']}", flush=True)
+        if self.once:
+            print("\nIt works. Stopping the server and JupyterHub ...", flush=True)
 
 
 class DemoFailed(Exception):

@@ -40,6 +40,9 @@ except ImportError:  # JupyterHub 5: HubAuth uses Tornado's client, which keeps 
 
 TOKEN_NOTE = "jhlauncher"  # noqa: S105  (a label, not a secret)
 
+NEEDED_SCOPES = {"admin:users", "servers", "tokens"}
+"""What our own token needs: to create users, to start, stop and see servers, to mint and revoke tokens."""
+
 JsonObject = dict[str, Any]
 Result = TypeVar("Result")
 
@@ -208,7 +211,7 @@ class Hub(LoggingConfigurable):
             self._closing.push_async_callback(JupyterHubHTTPClient.loop_instance().close)
         # Only successes stay in these caches, and those who ask at once share one request. HubAuth's own cache would
         # also keep every wrong token for minutes.
-        self._check = alru_cache(ttl=2)(self._ask_version)
+        self._check = alru_cache(ttl=2)(self._ask_missing_scopes)
         self._identify = alru_cache(maxsize=10_000, ttl=self.auth_cache_seconds)(self._ask_identity)
         for cache in (self._check, self._identify):
             self._closing.push_async_callback(cache.cache_close)
@@ -267,20 +270,21 @@ class Hub(LoggingConfigurable):
 
     # -- users and servers
 
-    async def check(self) -> str:
-        """The Hub's version, when it answers and accepts our token.
+    async def check(self) -> frozenset[str]:
+        """Those of `NEEDED_SCOPES` that our token lacks; the Hub answers and accepts it.
 
         Raises:
-            HubUnavailable, HubRefused: it doesn't.
+            LauncherError: it doesn't.
 
         """
-        version: str = await self._check()
-        return version
+        missing: frozenset[str] = await self._check()
+        return missing
 
-    async def _ask_version(self) -> str:
-        await self._request("GET", "/user", patient=False)
-        reply = await self._request("GET", "/", patient=False)
-        return str(reply["version"])
+    async def _ask_missing_scopes(self) -> frozenset[str]:
+        reply = await self._request("GET", "/user", patient=False)
+        # a role may be filtered to some users, which is the administrator's choice
+        held = {scope.partition("!")[0] for scope in reply["scopes"]}
+        return frozenset(NEEDED_SCOPES - held)
 
     async def get_user(self, user: str) -> JsonObject | None:
         """The Hub's model of a user, with the active servers; None if there is no such user."""
@@ -417,7 +421,7 @@ class Hub(LoggingConfigurable):
                 harmless = repeatable or not isinstance(error, AnswerLost)
                 if not harmless or time.monotonic() + delay > deadline:
                     raise
-                self.log.warning("%s Trying again in %.1f s.", error.message, delay)
+                self.log.warning("%s (%s) Trying again in %.1f s.", error.message, self.api_url, delay)
             await asyncio.sleep(delay)
             delay = min(delay * 2, 5)
 

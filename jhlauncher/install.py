@@ -66,9 +66,13 @@ def install_launcher(
     if url and not api_token:
         raise ValueError("install_launcher: an external service (url=) needs its api_token=")
     if url and (config_file or images):
-        raise ValueError("install_launcher: an external service has its images and config_file on its own side")
+        raise ValueError(
+            "install_launcher: an external service has config_file and images ($JHLAUNCHER_IMAGES) on its own side"
+        )
     if signing_key and len(signing_key) < MIN_KEY_LENGTH:
         raise ValueError(f"install_launcher: signing_key= needs at least {MIN_KEY_LENGTH} characters")
+    if isinstance(images, str):
+        raise ValueError(f"install_launcher: images= is a list, for example [{images!r}]")
     token = api_token or secrets.token_hex(32)
     key = signing_key or derive_key(token)
     c.JupyterHub.spawner_class = _mixed(spawner_class) if spawner_class else ENGINES[engine or ""]
@@ -79,6 +83,7 @@ def install_launcher(
         "api_token": token,
         "url": url or f"http://127.0.0.1:{free_port()}",
     }
+    service["display"] = False  # nothing there for a person yet
     if urlsplit(service["url"]).port is None:
         raise ValueError("install_launcher: url= needs a port, as JupyterHub demands")
     if not url:

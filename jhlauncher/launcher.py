@@ -89,6 +89,7 @@ class Launcher(LoggingConfigurable):
     """Launches servers on the Hub on behalf of callers."""
 
     start_timeout = Float(
+        300,
         min=0.01,
         help="""Seconds that a launch may take, from acceptance to the token; then its server is stopped.
 
@@ -97,7 +98,7 @@ class Launcher(LoggingConfigurable):
     ).tag(config=True)
     stop_timeout = Float(120, min=0, help="Seconds to wait until a server has stopped.").tag(config=True)
     token_lifetime = Integer(
-        min=1, help="Seconds for which a server's token is valid. Default: $USER_TOKEN_LIFETIME, or else 1800."
+        1800, min=1, help="Seconds for which a server's token is valid. Default: $USER_TOKEN_LIFETIME, or else 1800."
     ).tag(config=True)
     throttle_delay = Float(
         10, min=0, help="Seconds before a start that the Hub throttled is tried again, where the Hub does not say."
@@ -378,7 +379,7 @@ class Launcher(LoggingConfigurable):
         title, named = _title(launch.user, launch.server), _named(launch.user, launch.server)
         match reply.outcome:
             case "running":
-                return ServerConflict(f"{title} is already running. Stop it first to start it with other options.")
+                return ServerConflict(f"{title} is already running. Use it as it is, or stop it first.")
             case "stopping":
                 return ServerConflict(f"{title} is being stopped. Try again.", reason="server_stopping", retry_after=5)
             case "no_user":
@@ -396,7 +397,11 @@ class Launcher(LoggingConfigurable):
                 return InvalidRequest(f"JupyterHub did not start {named}: {reply.message}", reason="refused_by_hub")
         server = await self._active_server(launch.user, launch.server)
         if server and server["pending"] == "spawn":  # the process is gone, the Hub still waits for it to answer
-            return LaunchFailed(f"{title} did not start: {reply.message}", reason="crashed")
+            words = f" ({reply.message})" if "status=" in reply.message else ""
+            return LaunchFailed(
+                f"{title} did not start: its process ended while it was starting{words}. Its own log may say why.",
+                reason="crashed",
+            )
         # of a start that failed, the Hub repeats its verdict; of one that was cancelled, it has none
         final = final or (None if server else await self._follow(launch, _ignore))
         return _failed(launch, final.message) if final and final.phase == "failed" else _cancelled(launch)

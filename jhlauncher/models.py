@@ -130,6 +130,12 @@ def parse_bytes(value: int | str) -> int:
     return int(float(number) * 1024 ** " KMGT".index(unit or " "))
 
 
+def format_bytes(size: int) -> str:
+    """The shortest text that `parse_bytes` reads as this size."""
+    power = next((power for power in (4, 3, 2, 1) if size % 1024**power == 0 and size), 0)
+    return f"{size // 1024**power}{' KMGT'[power].strip()}"
+
+
 def _none_as_empty(value: Any) -> Any:
     """Clients of several languages send null for what they leave out."""
     return "" if value is None else value

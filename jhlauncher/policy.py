@@ -27,20 +27,26 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from traitlets import Dict, List, TraitError, Unicode, default, validate
 from traitlets.config import LoggingConfigurable
 
 from . import environment
 from .errors import PolicyDenied
-from .models import Caller, LaunchSpec, Model, Volume, parse_bytes
+from .models import Caller, LaunchSpec, Model, Volume, format_bytes, parse_bytes
+
+
+def _caller_pattern(value: str) -> str:
+    if not value.startswith(("user:", "service:", "*")):
+        raise ValueError("must be user:NAME or service:NAME")
+    return value
 
 
 class Rule(Model):
     """One rule, validated."""
 
     name: str = Field(min_length=1)
-    callers: list[str] = ["*"]
+    callers: list[Annotated[str, AfterValidator(_caller_pattern)]] = ["*"]
     users: list[str] = ["*"]
     groups: list[str] | None = None
     images: list[str] = []
@@ -75,7 +81,8 @@ class Rule(Model):
             if asked is None or most is None:
                 continue
             if max(value for value in (asked.request, asked.limit) if value is not None) > most:
-                problems[field] = f"more than the {most} that are allowed"
+                text = format_bytes(most) if field == "memory" else f"{most:g}"
+                problems[field] = f"more than the {text} that are allowed"
         return problems
 
     def _allows_volume(self, user: str, volume: Volume) -> bool:
@@ -145,7 +152,9 @@ class Policy(LoggingConfigurable):
             except ValidationError as error:
                 problem = error.errors(include_url=False)[0]
                 where = ".".join(str(part) for part in (index, *problem["loc"]))
-                raise TraitError(f"Policy.rules[{where}]: {problem['msg']}") from None
+                known = f"unknown key; there are: {', '.join(Rule.model_fields)}"
+                text = known if problem["type"] == "extra_forbidden" else problem["msg"]
+                raise TraitError(f"Policy.rules[{where}] (rule {rule.get('name')!r}): {text}") from None
         return list(proposal.value)
 
     def __init__(self, **kwargs: Any) -> None:

@@ -51,8 +51,8 @@ def hook(spawner):
         raise RuntimeError("the administrator's hook failed")
 
 c.Spawner.pre_spawn_hook = hook
-c.JupyterHub.authenticator_class = "dummy"
-c.DummyAuthenticator.password = "a long enough password for the tests"
+c.JupyterHub.authenticator_class = "shared-password"
+c.SharedPasswordAuthenticator.user_password = "a long enough password for the tests"
 c.Authenticator.allow_all = True
 c.JupyterHub.allow_named_servers = True
 c.JupyterHub.bind_url = "http://127.0.0.1:{port}{base_url}"

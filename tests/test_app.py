@@ -116,6 +116,8 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         ({**HUB, "USER_TOKEN_LIFETIME": "0.5"}, [], "token_lifetime"),
         (HUB, ["--LauncherApp.shutdown_timeout=soon"], "shutdown_timeout"),
         (HUB, ["--Policy.rules={}"], "rules"),
+        (HUB, ["--Launcher.start_timout=3"], "Launcher.start_timout is not a setting"),
+        (HUB, ["demo", "bogus"], "unknown argument 'bogus'"),
         (HUB, ["--no-such-option"], "no-such-option"),
         (HUB, ["start"], "start"),
     ],
@@ -137,7 +139,7 @@ def test_version_and_help():
 def test_generated_configuration_is_valid(tmp_path: Path):
     path = tmp_path / "jhlauncher_config.py"
     assert run("--generate-config", f"--config={path}").returncode == 0
-    assert "# c.Launcher.token_lifetime" in path.read_text()
+    assert "# c.Launcher.token_lifetime = 1800" in path.read_text()
     again = run("--generate-config", f"--config={path}")
     assert (again.returncode, "is not overwritten" in again.stderr) == (2, True)
     compile(path.read_text(), path, "exec")

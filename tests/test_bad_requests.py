@@ -289,10 +289,25 @@ async def test_health_needs_nobody(http_client: Any, base_url: str, fake_hub: Fa
 @pytest.mark.gen_test
 async def test_ready_names_its_checks(http_client: Any, base_url: str, fake_hub: FakeHub):
     response = await http_client.fetch(f"{base_url}/services/launcher/ready")
-    assert json.loads(response.body)["checks"]["hub"]["ok"] is True
+    checks = json.loads(response.body)["checks"]
+    assert {name: check["ok"] for name, check in checks.items()} == {"hub": True, "scopes": True}
     for _ in range(20):
         await http_client.fetch(f"{base_url}/services/launcher/ready")
-    assert len(fake_hub.requests) == 2, "probes of a moment ask the Hub once"
+    assert len(fake_hub.requests) == 1, "probes of a moment ask the Hub once"
+
+
+@pytest.mark.gen_test
+async def test_index_names_the_resources(http_client: Any, base_url: str):
+    response = await http_client.fetch(f"{base_url}/services/launcher/")
+    assert json.loads(response.body)["resources"] == ["containers", "health", "ready"]
+
+
+@pytest.mark.gen_test
+async def test_not_ready_without_the_scopes(http_client: Any, base_url: str, fake_hub: FakeHub):
+    fake_hub.identify(SERVICE_TOKEN, "launcher", "service", "admin:users", "servers!group=course-1")
+    response = await http_client.fetch(f"{base_url}/services/launcher/ready", raise_error=False)
+    assert response.code == 503
+    assert json.loads(response.body)["checks"]["scopes"]["message"] == "The launcher's role lacks tokens."
 
 
 @pytest.mark.gen_test

@@ -117,7 +117,12 @@ def test_external_service():
     c = Config()
     install_launcher(c, engine="local", url="http://10.0.1.1:1984", api_token="super-secret", name="my-launcher")
     (service,) = dict(c.JupyterHub.items())["services"]
-    assert service == {"name": "my-launcher", "url": "http://10.0.1.1:1984", "api_token": "super-secret"}
+    assert service == {
+        "name": "my-launcher",
+        "url": "http://10.0.1.1:1984",
+        "api_token": "super-secret",
+        "display": False,
+    }
     assert c.LauncherSpawnerMixin.signing_key == derive_key("super-secret")
 
 
@@ -148,6 +153,7 @@ def test_server_state_is_an_extra_scope():
         ({"engine": "local", "url": "http://10.0.0.1:1"}, "needs its api_token="),
         ({"engine": "local", "url": "http://10.0.0.1", "api_token": "x"}, "needs a port"),
         ({"engine": "local", "url": "http://10.0.0.1:1", "api_token": "x", "images": ["a"]}, "on its own side"),
+        ({"engine": "local", "images": "singleuser"}, "images= is a list"),
         ({"engine": "local", "signing_key": "short"}, "at least 32"),
     ],
 )
@@ -166,7 +172,7 @@ def test_another_service_of_that_name_is_said():
 
 def test_example_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PLATFORM_TOKEN", "token of the platform")
-    monkeypatch.setenv("DEMO_PASSWORD", "a long enough password")
+    monkeypatch.setenv("LOGIN_PASSWORD", "a long enough password")
     hub = read(tmp_path, (REPOSITORY / "etc/jupyterhub/jupyterhub_config.py").read_text())
     assert services(hub).keys() == {"launcher", "platform"}
     assert roles(hub).keys() == {"launcher", "platform", "user"}

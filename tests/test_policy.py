@@ -85,6 +85,8 @@ def test_maxima():
     assert refused(policy, cpu={"limit": 2.5}) == ["cpu"]
     assert refused(policy, cpu={"request": 3}) == ["cpu"]
     assert refused(policy, memory={"limit": "4097M"}) == ["memory"]
+    with pytest.raises(PolicyDenied, match="more than the 4G that are allowed"):
+        decide(policy, memory={"request": "5Gi"})
     assert refused(policy, gpu={"limit": 2}) == ["gpu"]
 
 
@@ -98,6 +100,7 @@ def test_maxima():
         ({"name": "r", "cpu": -1}, "cpu"),
         ({"name": "r", "memory": "much"}, "memory"),
         ({"name": "r", "gpu": 0.5}, "gpu"),
+        ({"name": "r", "callers": ["platform"]}, "callers.0"),
     ],
 )
 def test_wrong_rules_are_named(rule: dict[str, Any], problem: str):

@@ -1,6 +1,9 @@
 """A JupyterHub with the launcher on one machine: servers are processes of the Hub's own user, for trusted people.
 
-Start it with: jupyterhub --config jupyterhub_config.py
+Start it, as an ordinary user, with two secrets of your own:
+
+    export PLATFORM_TOKEN=$(openssl rand -hex 32) LOGIN_PASSWORD=$(openssl rand -hex 16)
+    jupyterhub --config jupyterhub_config.py
 """
 
 import os
@@ -11,11 +14,13 @@ c = get_config()  # noqa: F821
 
 # the launcher: a managed service at /services/launcher/, its role, and the spawner
 install_launcher(c, engine="local", images=["singleuser"])
+if os.geteuid() == 0:
+    c.Spawner.args = ["--allow-root"]  # Jupyter refuses to run as root otherwise
 c.LauncherLocalSpawner.root_dir = os.path.abspath("servers")  # noqa: PTH100
 
 # who may log in; people are also created through the launcher
-c.JupyterHub.authenticator_class = "dummy"  # every name with this password: replace it by your own
-c.DummyAuthenticator.password = os.environ["DEMO_PASSWORD"]
+c.JupyterHub.authenticator_class = "shared-password"  # every name with this password: replace it by your own
+c.SharedPasswordAuthenticator.user_password = os.environ["LOGIN_PASSWORD"]
 c.Authenticator.allow_all = True
 c.JupyterHub.allow_named_servers = True
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from tornado.web import RequestHandler
 
 from .containers import ContainersHandler
-from .health import HealthHandler, ReadyHandler
+from .health import HealthHandler, IndexHandler, ReadyHandler
 
 ROUTES: list[tuple[str, type[RequestHandler]]] = [
+    (r"", IndexHandler),
     (r"containers/?", ContainersHandler),
     (r"health", HealthHandler),
     (r"ready", ReadyHandler),

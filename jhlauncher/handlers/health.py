@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..errors import LauncherError
 from .base import BaseHandler
 
@@ -23,9 +25,27 @@ class ReadyHandler(BaseHandler):
 
     async def get(self) -> None:
         """Ask the Hub."""
+        checks = {}
         try:
-            version = await self.services.hub.check()
-            hub = {"ok": True, "message": f"JupyterHub {version} answers and accepts the launcher's token."}
+            missing = await self.services.hub.check()
+            checks["hub"] = _check(True, "JupyterHub answers and accepts the launcher's token.")
+            lacks = f"The launcher's role lacks {', '.join(sorted(missing))}."
+            checks["scopes"] = _check(not missing, lacks if missing else "The launcher's role has what it needs.")
         except LauncherError as error:
-            hub = {"ok": False, "message": error.message}
-        self.answer({"ready": hub["ok"], "checks": {"hub": hub}}, status=200 if hub["ok"] else 503)
+            checks["hub"] = _check(False, error.message)
+        ready = all(check["ok"] for check in checks.values())
+        self.answer({"ready": ready, "checks": checks}, status=200 if ready else 503)
+
+
+class IndexHandler(BaseHandler):
+    """What there is below the prefix."""
+
+    needs_caller = False
+
+    async def get(self) -> None:
+        """Name the resources."""
+        self.answer({"service": "jhlauncher", "resources": ["containers", "health", "ready"]})
+
+
+def _check(ok: bool, message: str) -> dict[str, Any]:
+    return {"ok": ok, "message": message}
