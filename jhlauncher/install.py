@@ -82,8 +82,8 @@ def install_launcher(
         "name": name,
         "api_token": token,
         "url": url or f"http://127.0.0.1:{free_port()}",
+        "display": False,  # nothing there for a person yet
     }
-    service["display"] = False  # nothing there for a person yet
     if urlsplit(service["url"]).port is None:
         raise ValueError("install_launcher: url= needs a port, as JupyterHub demands")
     if not url:
