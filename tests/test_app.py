@@ -39,7 +39,7 @@ def app_with(monkeypatch: pytest.MonkeyPatch, *arguments: str, **environment: st
     return app
 
 
-def test_seeds_environment(monkeypatch: pytest.MonkeyPatch):
+def test_environment_of_the_service_before_this_one(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("JUPYTERHUB_URL", "http://192.168.0.31:30711")
     monkeypatch.setenv("JUPYTERHUB_API_PREFIX", "/hub/api")
     app = app_with(

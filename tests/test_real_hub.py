@@ -54,7 +54,7 @@ async def environment_of(hub: RealHub, user: str, server: str = "") -> dict[str,
 
 
 async def test_life_of_a_server(real_hub: RealHub):
-    """Launch, use, ask, refuse a second one, stop; each with the seed's status code."""
+    """Launch, use, ask, refuse a second one, stop; each with the contract's status code."""
     assert (await real_hub.launcher("GET", "?username=voyager"))[0] == 400
     assert (await real_hub.launcher("DELETE", "?username=voyager"))[0] == 400
     body = {"username": "voyager", "image": "plain", "vols": [{"pvc": "data", "mount": "/home/jovyan/data"}]}
@@ -85,7 +85,7 @@ async def test_life_of_a_server(real_hub: RealHub):
     assert (await real_hub.api("GET", "/user", token=launched["token"]))[0] == 403
 
 
-async def test_seeds_endpoint_opens_jupyterlab(real_hub: RealHub):
+async def test_url_and_token_open_jupyterlab(real_hub: RealHub):
     """``'{}/?token={}'.format(url, token)``, in a client that keeps cookies as a browser does."""
     status, launched = await real_hub.launcher("POST", username="labber", image="lab")
     assert status == 200, launched
