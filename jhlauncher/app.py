@@ -31,6 +31,7 @@ from .launcher import Launcher
 from .policy import Policy
 from .progress import Progress
 from .signing import KEY_ENV, Signer, derive_key
+from .starting import Starter
 
 # more than any body that is allowed, since the handlers count themselves and answer with our error's shape
 _SERVER_BODY_LIMIT = 100 * 1024 * 1024
@@ -46,7 +47,7 @@ class LauncherApp(Application):
     name = "jhlauncher"
     version = __version__
     description = __doc__ or ""
-    classes = [Hub, Policy, Progress, Launcher]
+    classes = [Hub, Policy, Progress, Starter, Launcher]
     subcommands = {"demo": ("jhlauncher.demo.DemoApp", "A JupyterHub with the launcher, on this machine, to try it.")}
     aliases = {
         "config": "LauncherApp.config_file",
@@ -168,9 +169,8 @@ class LauncherApp(Application):
         except ValueError as error:
             raise TraitError(f"LauncherApp.signing_key: {error}") from None
         self.progress = Progress(parent=self, hub=self.hub)
-        launcher = Launcher(
-            parent=self, hub=self.hub, policy=Policy(parent=self), progress=self.progress, signer=signer
-        )
+        starter = Starter(parent=self, hub=self.hub, progress=self.progress, signer=signer)
+        launcher = Launcher(parent=self, hub=self.hub, policy=Policy(parent=self), starter=starter)
         _ = launcher.start_timeout, launcher.token_lifetime  # read now, so that wrong ones are said now
         self.services = Services(
             hub=self.hub,

@@ -295,6 +295,12 @@ class Hub(LoggingConfigurable):
             raise _strange("without a user's servers")
         return dict(reply.body)
 
+    async def active_server(self, user: str, server: str) -> JsonObject | None:
+        """The Hub's model of a server that runs, starts or stops; None if it does none of these."""
+        model = await self.get_user(user)
+        found: JsonObject | None = model["servers"].get(server) if model else None
+        return found
+
     async def create_user(self, user: str) -> str | None:
         """Create a user, named as the Hub's login would name them.
 

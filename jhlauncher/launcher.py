@@ -5,47 +5,24 @@ How a launch goes::
     scopes -> policy -> user (created if need be) -> sign the spec -> ask the Hub to start it
            -> follow its events -> ask the Hub whether it is true -> a token for this server
 
-The Hub's answers along the way are hints: its 201 may come before the server is ready, and its 500 while it still
-starts. For a second after a cancel, both its event stream and the server's model say ``ready``. Only the marks decide
-that the mixin in the Hub leaves in the options; they also tell whether what runs is what was asked here (another start
-may have been under way, whose options the Hub keeps).
+`jhlauncher.starting` has the middle of it, and why it asks the Hub once more than it seems to need.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from traitlets import Float, Integer, default
 from traitlets.config import LoggingConfigurable
 
 from . import environment
-from .errors import (
-    AnswerLost,
-    Forbidden,
-    HubRefused,
-    HubUnavailable,
-    InvalidRequest,
-    LauncherError,
-    LaunchFailed,
-    NotFound,
-    ServerConflict,
-    StopFailed,
-)
-from .hub import Hub, JsonObject, NotStarting, StartReply
-from .models import Caller, Launched, LaunchRequest, LaunchSpec, ProgressEvent
+from .errors import Forbidden, HubUnavailable, LauncherError, LaunchFailed, NotFound, ServerConflict, StopFailed
+from .hub import Hub, JsonObject
+from .models import Caller, Launched, LaunchRequest
 from .policy import Policy
-from .progress import Progress
-from .signing import OPTIONS_KEY, Signer
-
-Report = Callable[[ProgressEvent], Awaitable[None]]
-
-_READY = ProgressEvent(progress=100, message="", phase="ready")
-"""The Hub has nothing more to tell of the start."""
+from .starting import Launch, Report, Starter, cancelled, is_ours, name_of, title_of
 
 # a scope's name before JupyterHub 6, where one scope was for all three
 START, STOP, READ = ("start:servers", "servers"), ("delete:servers", "servers"), ("read:servers", "servers")
@@ -59,30 +36,6 @@ class _Target:
     groups: frozenset[str] = frozenset()
     known: bool = False
     """The Hub is known to have this user."""
-
-
-@dataclass
-class _Launch:
-    """A launch under way."""
-
-    user: str
-    server: str
-    spec: LaunchSpec
-    deadline: float
-    """By the event loop's clock."""
-    id: str = field(default_factory=lambda: secrets.token_hex(8))
-    work: asyncio.Task[Launched] | None = None
-    stopped: bool = False
-    """Somebody asked this launcher to stop the server meanwhile."""
-    unanswered: bool = False
-    """The Hub may still take up a start that was sent to it."""
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def stop(self) -> None:
-        """Give up, whatever is being waited for."""
-        self.stopped = True
-        if self.work:
-            self.work.cancel()
 
 
 class Launcher(LoggingConfigurable):
@@ -100,17 +53,6 @@ class Launcher(LoggingConfigurable):
     token_lifetime = Integer(
         1800, min=1, help="Seconds for which a server's token is valid. Default: $USER_TOKEN_LIFETIME, or else 1800."
     ).tag(config=True)
-    throttle_delay = Float(
-        10, min=0, help="Seconds before a start that the Hub throttled is tried again, where the Hub does not say."
-    ).tag(config=True)
-    progress_delay = Float(
-        0.2,
-        min=0,
-        help="""Seconds that the Hub gets to answer a start before its progress is followed.
-
-        This spares the event stream of a start that is refused or over at once.
-        """,
-    ).tag(config=True)
 
     @default("start_timeout")
     def _default_start_timeout(self) -> float:
@@ -120,13 +62,12 @@ class Launcher(LoggingConfigurable):
     def _default_token_lifetime(self) -> int:
         return int(environment.number("USER_TOKEN_LIFETIME", 1800))
 
-    def __init__(self, hub: Hub, policy: Policy, progress: Progress, signer: Signer, **kwargs: Any) -> None:
+    def __init__(self, hub: Hub, policy: Policy, starter: Starter, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._hub = hub
         self._policy = policy
-        self._progress = progress
-        self._signer = signer
-        self._launches: dict[tuple[str, str], _Launch] = {}
+        self._starter = starter
+        self._launches: dict[tuple[str, str], Launch] = {}
         self._stops: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def close(self) -> None:
@@ -159,9 +100,9 @@ class Launcher(LoggingConfigurable):
         if user != target.user:
             decision = self._policy.authorise(caller, user, frozenset(), request.spec())
         if (user, server) in self._launches:
-            raise ServerConflict(f"{_title(user, server)} is already being started.", reason="server_starting")
+            raise ServerConflict(f"{title_of(user, server)} is already being started.", reason="server_starting")
         deadline = asyncio.get_running_loop().time() + self.start_timeout
-        launch = self._launches[user, server] = _Launch(user, server, decision.spec, deadline)
+        launch = self._launches[user, server] = Launch(user, server, decision.spec, deadline)
         self.log.info(
             "Launch %s: %s/%s with image %s for %s, by rule %r",
             *(launch.id, user, server, launch.spec.image, caller.label, decision.rule),
@@ -186,7 +127,7 @@ class Launcher(LoggingConfigurable):
 
         """
         target = await self._target(caller, user, server, READ)
-        model = await self._active_server(target.user, server)
+        model = await self._hub.active_server(target.user, server)
         if not model:
             raise _not_running(target.user, server)
         if not caller.holds("admin:server_state", target.user, server, target.groups):
@@ -206,13 +147,13 @@ class Launcher(LoggingConfigurable):
         launch = self._launches.get((user, server))
         if launch:
             launch.stop()
-        elif not await self._active_server(user, server):
+        elif not await self._hub.active_server(user, server):
             await self._hub.revoke_tokens(user, server)  # of a server that somebody else has stopped
             raise _not_running(user, server)
         self.log.info("Stopping %s/%s for %s", user, server, caller.label)
         if launch:
             await launch.ended.wait()
-        if await self._active_server(user, server):
+        if await self._hub.active_server(user, server):
             await self._stop(user, server)
 
     # -- for whom
@@ -230,7 +171,7 @@ class Launcher(LoggingConfigurable):
             if target and any(caller.holds(scope, name, server, target.groups) for scope in scopes):
                 return target
         raise Forbidden(
-            f"Your token's scopes do not reach {_named(user, server)}: {scopes[0]} is needed for it.",
+            f"Your token's scopes do not reach {name_of(user, server)}: {scopes[0]} is needed for it.",
             details={"needs": f"{scopes[0]}!server={user}/{server}"},
         )
 
@@ -257,11 +198,11 @@ class Launcher(LoggingConfigurable):
             raise Forbidden(f"The Hub calls this user {created}, whom your token's scopes do not reach.")
         return created
 
-    # -- a launch, step by step
+    # -- a launch
 
-    async def _run_in_time(self, launch: _Launch, report: Report) -> Launched:
+    async def _run_in_time(self, launch: Launch, report: Report) -> Launched:
         """The launch within `start_timeout`; what it leaves when it fails is stopped."""
-        title = _title(launch.user, launch.server)
+        title = title_of(launch.user, launch.server)
         launch.work = asyncio.create_task(self._run(launch, report), name=f"launch {launch.id}")
         try:
             async with asyncio.timeout_at(launch.deadline):
@@ -274,7 +215,7 @@ class Launcher(LoggingConfigurable):
         except asyncio.CancelledError:
             if not launch.stopped:
                 raise  # the caller has gone, or this service stops; the start is the Hub's
-            error = _cancelled(launch)
+            error = cancelled(launch)
         except (ServerConflict, HubUnavailable):
             raise
         except Exception as problem:
@@ -284,166 +225,13 @@ class Launcher(LoggingConfigurable):
             await self._clean_up(launch)
         raise error
 
-    async def _run(self, launch: _Launch, report: Report) -> Launched:
-        """Start the server, make sure of it, mint its token."""
-        final = await self._begin(launch, report)
-        while True:
-            final = final or await self._follow(launch, report)
-            if final and final.phase == "failed":
-                raise _failed(launch, final.message)
-            server = await self._confirm(launch)
-            if server:
-                break
-            if not final:
-                # pending, and yet without progress: the Hub checks its servers after a restart, and tells nobody
-                await asyncio.sleep(1)
-            final = None
+    async def _run(self, launch: Launch, report: Report) -> Launched:
+        """Start the server and mint its token."""
+        server = await self._starter.start(launch, report)
         token = await self._hub.create_token(launch.user, launch.server, self.token_lifetime)
         return Launched(launch.user, launch.server, token, path=server["url"], full_url=server.get("full_url"))
 
-    async def _begin(self, launch: _Launch, report: Report) -> ProgressEvent | None:
-        """Have the Hub start the server, waiting while it is throttled.
-
-        Returns:
-            The final event, if the start has come to an end already.
-
-        """
-        while True:
-            reply, final = await self._request_start(launch, report)
-            if reply is None or reply.accepted:
-                return final
-            if reply.outcome != "throttled":
-                raise await self._refusal(launch, reply, final)
-            delay = self.throttle_delay if reply.retry_after is None else reply.retry_after
-            if asyncio.get_running_loop().time() + delay > launch.deadline:
-                raise LaunchFailed(
-                    f"JupyterHub is too busy to start {_named(launch.user, launch.server)}: {reply.message}",
-                    reason="throttled",
-                    retry_after=delay,
-                )
-            await report(ProgressEvent(progress=0, message=f"{reply.message} Trying again in {delay:g} seconds."))
-            await asyncio.sleep(delay)
-
-    async def _request_start(self, launch: _Launch, report: Report) -> tuple[StartReply | None, ProgressEvent | None]:
-        """Send the request, and follow the start while its answer is outstanding.
-
-        Returns:
-            The answer, None if it was lost, and the final event, None if there was none.
-
-        """
-        options = self._signer.sign(launch.id, launch.user, launch.server, launch.spec)
-        post = asyncio.create_task(self._hub.start_server(launch.user, launch.server, {OPTIONS_KEY: options}))
-        launch.unanswered = True
-        tasks: list[asyncio.Task[Any]] = [post]
-        final = None
-        try:
-            await asyncio.wait(tasks, timeout=self.progress_delay)
-            if not post.done():
-                follow = asyncio.create_task(self._follow(launch, report))
-                tasks.append(follow)
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                # an acceptance leaves the rest to the events, anything else ends them
-                await asyncio.wait([follow if not follow.done() and _is_accepted(post) else post])
-                final = follow.result() if follow.done() else None
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        try:
-            reply = post.result()
-            launch.unanswered = False
-            if reply.outcome == "ready":
-                return reply, _READY
-            if reply.accepted and final and final.phase == "failed":
-                final = None  # of the start before, which the Hub repeats until it has begun with ours
-            return reply, final
-        except AnswerLost:
-            if final is None and not await self._active_server(launch.user, launch.server):
-                raise
-            return None, final
-
-    async def _follow(self, launch: _Launch, report: Report) -> ProgressEvent | None:
-        """Report the Hub's events; the final one, or None if nothing is starting."""
-        try:
-            async with aclosing(self._progress.follow(launch.user, launch.server)) as events:
-                async for event in events:
-                    if event.final:
-                        return event
-                    await report(event)
-        except NotStarting:
-            pass
-        return None
-
-    async def _refusal(self, launch: _Launch, reply: StartReply, final: ProgressEvent | None) -> LauncherError:
-        """What the Hub's refusal of a start means for the caller."""
-        title, named = _title(launch.user, launch.server), _named(launch.user, launch.server)
-        match reply.outcome:
-            case "running":
-                return ServerConflict(f"{title} is already running. Use it as it is, or stop it first.")
-            case "stopping":
-                return ServerConflict(f"{title} is being stopped. Try again.", reason="server_stopping", retry_after=5)
-            case "no_user":
-                return NotFound(
-                    f"JupyterHub knows no user {launch.user}: your token does not hold admin:users to create one, "
-                    "or the Hub's authenticator has another name for them.",
-                    reason="user_not_found",
-                )
-            case "misconfigured":
-                return HubRefused(
-                    f"JupyterHub refuses the launcher: {reply.message} An administrator must check that the Hub and "
-                    "the launcher have the same signing key, and that the launcher's role has its scopes."
-                )
-            case "refused":
-                return InvalidRequest(f"JupyterHub did not start {named}: {reply.message}", reason="refused_by_hub")
-        server = await self._active_server(launch.user, launch.server)
-        if server and server["pending"] == "spawn":  # the process is gone, the Hub still waits for it to answer
-            words = f" ({reply.message})" if "status=" in reply.message else ""
-            return LaunchFailed(
-                f"{title} did not start: its process ended while it was starting{words}. Its own log may say why.",
-                reason="crashed",
-            )
-        # of a start that failed, the Hub repeats its verdict; of one that was cancelled, it has none
-        final = final or (None if server else await self._follow(launch, _ignore))
-        return _failed(launch, final.message) if final and final.phase == "failed" else _cancelled(launch)
-
-    async def _confirm(self, launch: _Launch) -> JsonObject | None:
-        """The Hub's model of the server if it is ready, None if it still starts.
-
-        Raises:
-            LaunchFailed, ServerConflict: it is gone, or not the one that was asked for.
-
-        """
-        server = await self._active_server(launch.user, launch.server)
-        if not server or server["pending"] == "stop":
-            raise _cancelled(launch)
-        options = _launch_options(server)
-        if not self._is_ours(server, launch):
-            raise ServerConflict(
-                f"Another start of {_named(launch.user, launch.server)} was under way; what runs has its options.",
-                reason="server_starting",
-            )
-        if not server["ready"]:
-            return None
-        if options.get("up") == self._signer.mark(launch.id, launch.user, launch.server):
-            return server
-        if options.get("applied"):
-            raise _cancelled(launch)
-        raise LaunchFailed(
-            "The Hub's spawner has ignored the launch options: its class lacks the launcher's mixin. "
-            "An administrator must use install_launcher in jupyterhub_config.py.",
-            reason="spawner_not_wrapped",
-        )
-
     # -- servers
-
-    async def _active_server(self, user: str, server: str) -> JsonObject | None:
-        model = await self._hub.get_user(user)
-        found: JsonObject | None = model["servers"].get(server) if model else None
-        return found
-
-    def _is_ours(self, server: JsonObject, launch: _Launch) -> bool:
-        """Whether this launch has started it."""
-        return bool(_launch_options(server).get("id") == launch.id)
 
     async def _stop(self, user: str, server: str) -> None:
         """Stop a server and revoke its tokens: once for all who ask for it, and to the end even if they go away."""
@@ -463,20 +251,20 @@ class Launcher(LoggingConfigurable):
                 while not stopped:  # the Hub has no event for it
                     await asyncio.sleep(delay)
                     delay = min(delay * 2, 5)
-                    stopped = await self._active_server(user, server) is None
+                    stopped = await self._hub.active_server(user, server) is None
         except TimeoutError:
             raise StopFailed(
-                f"{_title(user, server)} has not stopped within {self.stop_timeout:g} seconds; "
+                f"{title_of(user, server)} has not stopped within {self.stop_timeout:g} seconds; "
                 "the Hub goes on trying. Ask for its status."
             ) from None
 
-    async def _clean_up(self, launch: _Launch) -> None:
+    async def _clean_up(self, launch: Launch) -> None:
         """Stop what a failed launch has left, unless it is another's."""
         try:
             for delay in (0, 1, 2):  # a start that was not answered may appear after we have given up
                 await asyncio.sleep(delay)
-                server = await self._active_server(launch.user, launch.server)
-                if server and self._is_ours(server, launch):
+                server = await self._hub.active_server(launch.user, launch.server)
+                if server and is_ours(server, launch):
                     return await self._stop(launch.user, launch.server)
                 if server or not launch.unanswered:
                     return None
@@ -484,44 +272,5 @@ class Launcher(LoggingConfigurable):
             self.log.error("Launch %s failed and may have left a server: %s", launch.id, error.message)
 
 
-async def _ignore(event: ProgressEvent) -> None:
-    """Report to nobody."""
-
-
-def _is_accepted(post: asyncio.Task[StartReply]) -> bool:
-    return post.done() and not post.exception() and post.result().accepted
-
-
-def _launch_options(server: JsonObject) -> JsonObject:
-    options = (server.get("user_options") or {}).get(OPTIONS_KEY)
-    return options if isinstance(options, dict) else {}
-
-
-def _title(user: str, server: str) -> str:
-    """The server at the beginning of a sentence; `_named` is for its middle."""
-    return "T" + _named(user, server)[1:]
-
-
-def _named(user: str, server: str) -> str:
-    return f"the server {server!r} of {user}" if server else f"the server of {user}"
-
-
 def _not_running(user: str, server: str) -> NotFound:
-    return NotFound(f"{_title(user, server)} is not running.", reason="server_not_found")
-
-
-def _cancelled(launch: _Launch) -> LaunchFailed:
-    title = _title(launch.user, launch.server)
-    return LaunchFailed(f"{title} was stopped before it was ready.", reason="cancelled")
-
-
-def _failed(launch: _Launch, message: str) -> LaunchFailed:
-    """What the Hub's final word on a start means."""
-    title = _title(launch.user, launch.server)
-    text = message.removeprefix("Spawn failed:").strip()
-    if message == "Spawn cancelled":
-        return _cancelled(launch)
-    if not text:
-        return LaunchFailed(f"{title} did not start within the spawner's start_timeout.", reason="timeout")
-    reason = "never_ready" if "didn't respond in" in text else "start_failed"
-    return LaunchFailed(f"{title} did not start: {text}", reason=reason)
+    return NotFound(f"{title_of(user, server)} is not running.", reason="server_not_found")

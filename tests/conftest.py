@@ -106,7 +106,7 @@ async def hub() -> AsyncIterator[FakeHub]:
 @pytest_asyncio.fixture
 async def service(hub: FakeHub) -> AsyncIterator[Service]:
     """The service with its defaults, but impatient."""
-    async with running_service(hub, Launcher={"progress_delay": 0.05}, Hub={"retry_timeout": 1}) as service:
+    async with running_service(hub, Starter={"progress_delay": 0.05}, Hub={"retry_timeout": 1}) as service:
         yield service
 
 

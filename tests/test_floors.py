@@ -22,6 +22,7 @@ FLOORS = {
     "hub": 1,
     "policy": 2,
     "progress": 2,
+    "starting": 3,
     "launcher": 3,
     "handlers.base": 4,
     "handlers.containers": 4,
@@ -38,6 +39,7 @@ FLOORS = {
 MAY = {
     ("models", "errors"),
     ("signing", "models"),
+    ("launcher", "starting"),
     ("install", "spawner"),
     ("handlers.containers", "handlers.base"),
     ("handlers.health", "handlers.base"),

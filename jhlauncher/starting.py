@@ -1,0 +1,276 @@
+"""One start of a server at the Hub: from the request to the certainty that it is up, or why not.
+
+The Hub's answers along the way are hints: its 201 may come before the server is ready, and its 500 while it still
+starts. For a second after a cancel, both its event stream and the server's model say ``ready``. Only the marks decide
+that the mixin in the Hub leaves in the options; they also tell whether what runs is what was asked here (another start
+may have been under way, whose options the Hub keeps).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from traitlets import Float
+from traitlets.config import LoggingConfigurable
+
+from .errors import AnswerLost, HubRefused, InvalidRequest, LauncherError, LaunchFailed, NotFound, ServerConflict
+from .hub import Hub, JsonObject, NotStarting, StartReply
+from .models import Launched, LaunchSpec, ProgressEvent
+from .progress import Progress
+from .signing import OPTIONS_KEY, Signer
+
+Report = Callable[[ProgressEvent], Awaitable[None]]
+
+_READY = ProgressEvent(progress=100, message="", phase="ready")
+"""The Hub has nothing more to tell of the start."""
+
+
+@dataclass
+class Launch:
+    """A launch under way."""
+
+    user: str
+    server: str
+    spec: LaunchSpec
+    deadline: float
+    """By the event loop's clock."""
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    work: asyncio.Task[Launched] | None = None
+    stopped: bool = False
+    """Somebody asked this launcher to stop the server meanwhile."""
+    unanswered: bool = False
+    """The Hub may still take up a start that was sent to it."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def stop(self) -> None:
+        """Give up, whatever is being waited for."""
+        self.stopped = True
+        if self.work:
+            self.work.cancel()
+
+
+class Starter(LoggingConfigurable):
+    """Starts servers at the Hub."""
+
+    throttle_delay = Float(
+        10, min=0, help="Seconds before a start that the Hub throttled is tried again, where the Hub does not say."
+    ).tag(config=True)
+    progress_delay = Float(
+        0.2,
+        min=0,
+        help="""Seconds that the Hub gets to answer a start before its progress is followed.
+
+        This spares the event stream of a start that is refused or over at once.
+        """,
+    ).tag(config=True)
+
+    def __init__(self, hub: Hub, progress: Progress, signer: Signer, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._hub = hub
+        self._progress = progress
+        self._signer = signer
+
+    async def start(self, launch: Launch, report: Report) -> JsonObject:
+        """Start the server and make sure of it; the Hub's model of it.
+
+        Raises:
+            LaunchFailed, ServerConflict, InvalidRequest, NotFound, HubRefused: it did not start, or is another's.
+            HubUnavailable: it is not known what became of it.
+
+        """
+        final = await self._begin(launch, report)
+        while True:
+            final = final or await self._follow(launch, report)
+            if final and final.phase == "failed":
+                raise _failed(launch, final.message)
+            server = await self._confirm(launch)
+            if server:
+                return server
+            if not final:
+                # pending, and yet without progress: the Hub checks its servers after a restart, and tells nobody
+                await asyncio.sleep(1)
+            final = None
+
+    async def _begin(self, launch: Launch, report: Report) -> ProgressEvent | None:
+        """Have the Hub start the server, waiting while it is throttled.
+
+        Returns:
+            The final event, if the start has come to an end already.
+
+        """
+        while True:
+            reply, final = await self._request_start(launch, report)
+            if reply is None or reply.accepted:
+                return final
+            if reply.outcome != "throttled":
+                raise await self._refusal(launch, reply, final)
+            delay = self.throttle_delay if reply.retry_after is None else reply.retry_after
+            if asyncio.get_running_loop().time() + delay > launch.deadline:
+                raise LaunchFailed(
+                    f"JupyterHub is too busy to start {name_of(launch.user, launch.server)}: {reply.message}",
+                    reason="throttled",
+                    retry_after=delay,
+                )
+            await report(ProgressEvent(progress=0, message=f"{reply.message} Trying again in {delay:g} seconds."))
+            await asyncio.sleep(delay)
+
+    async def _request_start(self, launch: Launch, report: Report) -> tuple[StartReply | None, ProgressEvent | None]:
+        """Send the request, and follow the start while its answer is outstanding.
+
+        Returns:
+            The answer, None if it was lost, and the final event, None if there was none.
+
+        """
+        options = self._signer.sign(launch.id, launch.user, launch.server, launch.spec)
+        post = asyncio.create_task(self._hub.start_server(launch.user, launch.server, {OPTIONS_KEY: options}))
+        launch.unanswered = True
+        tasks: list[asyncio.Task[Any]] = [post]
+        final = None
+        try:
+            await asyncio.wait(tasks, timeout=self.progress_delay)
+            if not post.done():
+                follow = asyncio.create_task(self._follow(launch, report))
+                tasks.append(follow)
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                # an acceptance leaves the rest to the events, anything else ends them
+                await asyncio.wait([follow if not follow.done() and _is_accepted(post) else post])
+                final = follow.result() if follow.done() else None
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            reply = post.result()
+            launch.unanswered = False
+            if reply.outcome == "ready":
+                return reply, _READY
+            if reply.accepted and final and final.phase == "failed":
+                final = None  # of the start before, which the Hub repeats until it has begun with ours
+            return reply, final
+        except AnswerLost:
+            if final is None and not await self._hub.active_server(launch.user, launch.server):
+                raise
+            return None, final
+
+    async def _follow(self, launch: Launch, report: Report) -> ProgressEvent | None:
+        """Report the Hub's events; the final one, or None if nothing is starting."""
+        try:
+            async with aclosing(self._progress.follow(launch.user, launch.server)) as events:
+                async for event in events:
+                    if event.final:
+                        return event
+                    await report(event)
+        except NotStarting:
+            pass
+        return None
+
+    async def _refusal(self, launch: Launch, reply: StartReply, final: ProgressEvent | None) -> LauncherError:
+        """What the Hub's refusal of a start means for the caller."""
+        title, named = title_of(launch.user, launch.server), name_of(launch.user, launch.server)
+        match reply.outcome:
+            case "running":
+                return ServerConflict(f"{title} is already running. Use it as it is, or stop it first.")
+            case "stopping":
+                return ServerConflict(f"{title} is being stopped. Try again.", reason="server_stopping", retry_after=5)
+            case "no_user":
+                return NotFound(
+                    f"JupyterHub knows no user {launch.user}: your token does not hold admin:users to create one, "
+                    "or the Hub's authenticator has another name for them.",
+                    reason="user_not_found",
+                )
+            case "misconfigured":
+                return HubRefused(
+                    f"JupyterHub refuses the launcher: {reply.message} An administrator must check that the Hub and "
+                    "the launcher have the same signing key, and that the launcher's role has its scopes."
+                )
+            case "refused":
+                return InvalidRequest(f"JupyterHub did not start {named}: {reply.message}", reason="refused_by_hub")
+        server = await self._hub.active_server(launch.user, launch.server)
+        if server and server["pending"] == "spawn":  # the process is gone, the Hub still waits for it to answer
+            words = f" ({reply.message})" if "status=" in reply.message else ""
+            return LaunchFailed(
+                f"{title} did not start: its process ended while it was starting{words}. Its own log may say why.",
+                reason="crashed",
+            )
+        # of a start that failed, the Hub repeats its verdict; of one that was cancelled, it has none
+        final = final or (None if server else await self._follow(launch, _ignore))
+        return _failed(launch, final.message) if final and final.phase == "failed" else cancelled(launch)
+
+    async def _confirm(self, launch: Launch) -> JsonObject | None:
+        """The Hub's model of the server if it is ready, None if it still starts.
+
+        Raises:
+            LaunchFailed, ServerConflict: it is gone, or not the one that was asked for.
+
+        """
+        server = await self._hub.active_server(launch.user, launch.server)
+        if not server or server["pending"] == "stop":
+            raise cancelled(launch)
+        options = _launch_options(server)
+        if not is_ours(server, launch):
+            raise ServerConflict(
+                f"Another start of {name_of(launch.user, launch.server)} was under way; what runs has its options.",
+                reason="server_starting",
+            )
+        if not server["ready"]:
+            return None
+        if options.get("up") == self._signer.mark(launch.id, launch.user, launch.server):
+            return server
+        if options.get("applied"):
+            raise cancelled(launch)
+        raise LaunchFailed(
+            "The Hub's spawner has ignored the launch options: its class lacks the launcher's mixin. "
+            "An administrator must use install_launcher in jupyterhub_config.py.",
+            reason="spawner_not_wrapped",
+        )
+
+
+def is_ours(server: JsonObject, launch: Launch) -> bool:
+    """Whether this launch has started the server."""
+    return bool(_launch_options(server).get("id") == launch.id)
+
+
+async def _ignore(event: ProgressEvent) -> None:
+    """Report to nobody."""
+
+
+def _is_accepted(post: asyncio.Task[StartReply]) -> bool:
+    return post.done() and not post.exception() and post.result().accepted
+
+
+def _launch_options(server: JsonObject) -> JsonObject:
+    options = (server.get("user_options") or {}).get(OPTIONS_KEY)
+    return options if isinstance(options, dict) else {}
+
+
+def title_of(user: str, server: str) -> str:
+    """The server at the beginning of a sentence; `name_of` is for its middle."""
+    return "T" + name_of(user, server)[1:]
+
+
+def name_of(user: str, server: str) -> str:
+    """The server in the middle of a sentence."""
+    return f"the server {server!r} of {user}" if server else f"the server of {user}"
+
+
+def cancelled(launch: Launch) -> LaunchFailed:
+    """The end of a launch that somebody stopped."""
+    title = title_of(launch.user, launch.server)
+    return LaunchFailed(f"{title} was stopped before it was ready.", reason="cancelled")
+
+
+def _failed(launch: Launch, message: str) -> LaunchFailed:
+    """What the Hub's final word on a start means."""
+    title = title_of(launch.user, launch.server)
+    text = message.removeprefix("Spawn failed:").strip()
+    if message == "Spawn cancelled":
+        return cancelled(launch)
+    if not text:
+        return LaunchFailed(f"{title} did not start within the spawner's start_timeout.", reason="timeout")
+    reason = "never_ready" if "didn't respond in" in text else "start_failed"
+    return LaunchFailed(f"{title} did not start: {text}", reason=reason)
