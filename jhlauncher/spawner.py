@@ -99,9 +99,9 @@ class LauncherSpawnerMixin(Configurable):
 
     def add_poll_callback(self, callback: Any, *args: Any, **kwargs: Any) -> None:
         """Notice that the server is up: the Hub begins to watch for its end when its start is complete."""
-        options = self.user_options.get(OPTIONS_KEY)
-        if self.signing_key and isinstance(options, dict) and options.get("applied"):
-            mark = Signer(self.signing_key).mark(str(options.get("id")), self.user.name, self.name)
+        if self._spec:  # this start took a launch; that the options say so proves nothing, anybody may send them
+            options = self.user_options[OPTIONS_KEY]
+            mark = Signer(self.signing_key).mark(options["id"], self.user.name, self.name)
             self._store_options({**self.user_options, OPTIONS_KEY: {**options, "up": mark}})
         super().add_poll_callback(callback, *args, **kwargs)  # type: ignore[misc]
 

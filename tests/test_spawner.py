@@ -207,3 +207,13 @@ def test_local_server_named_default_has_a_home_of_its_own(tmp_path: Path):
     assert (default.name, named.name) == ("", "default")
     assert default.home_dir != named.home_dir
     assert default._links_file != named._links_file
+
+
+def test_forged_options_are_not_marked_up(tmp_path: Path):
+    """A plain start with the id of somebody's pending launch must not be taken for that launch."""
+    spawner = local(tmp_path, signing_key="k" * 32)
+    forged = {"launcher": {"id": "of a pending launch", "applied": True}}
+    spawner.user_options = forged
+    spawner._take_launch()
+    spawner.add_poll_callback(lambda: None)
+    assert spawner.user_options == forged
