@@ -16,10 +16,8 @@ from traitlets.config import Config
 from traitlets.config.loader import LazyConfigValue
 from traitlets.utils.importstring import import_item
 
+from .engines import ENGINES
 from .signing import MIN_KEY_LENGTH, derive_key
-
-ENGINES = {"local": "jhlauncher.spawner.LauncherLocalSpawner"}
-"""The spawner class of each engine."""
 
 
 def install_launcher(

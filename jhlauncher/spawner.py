@@ -13,18 +13,14 @@ from the database, so that they refuse one start and not all that follow.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jupyterhub.spawner import SimpleLocalProcessSpawner
 from jupyterhub.utils import maybe_future
 from sqlalchemy.orm import object_session
 from tornado.web import HTTPError
-from traitlets import Bool, Dict, Float, List, Unicode, default
+from traitlets import Bool, Float, Unicode, default
 from traitlets.config import Configurable
 
 from . import environment
@@ -257,130 +253,3 @@ def _error(status: int, message: str) -> HTTPError:
     error = HTTPError(status, message.replace("%", "%%"))
     error.jupyterhub_message = message  # type: ignore[attr-defined]
     return error
-
-
-class LauncherLocalSpawner(LauncherSpawnerMixin, SimpleLocalProcessSpawner):  # type: ignore[misc]
-    """The ``local`` engine: servers as processes of the Hub's own user, for people who trust each other.
-
-    There is no isolation between users (see `SimpleLocalProcessSpawner`). An image is a name in `environments`, a
-    volume a folder below `volumes_dir`, linked at its mount in the server's home.
-    """
-
-    environments = Dict(
-        help="""What the images are: {name: {"cmd": [...], "environment": {...}}}; both keys may be left out.
-
-        Default: one image, "singleuser", which is what `cmd` of the spawner says (jupyterhub-singleuser).
-        """
-    ).tag(config=True)
-    root_dir = Unicode(
-        help="Folder for the homes and volumes. Default: $XDG_DATA_HOME/jhlauncher or ~/.local/share/jhlauncher."
-    ).tag(config=True)
-    volumes_dir = Unicode(help="Folder with one folder per volume. Default: volumes below root_dir.").tag(config=True)
-    home_mount = Unicode(
-        "/home/jovyan",
-        help="Mounts below this path appear in the server's home; others can't be had on this engine.",
-    ).tag(config=True)
-    ignored_fields = List(
-        Unicode(),
-        help="""Fields of a launch that are accepted without effect instead of refused: "cpu", "memory", "gpu".""",
-    ).tag(config=True)
-
-    @default("environments")
-    def _default_environments(self) -> dict[str, Any]:
-        return {"singleuser": {}}
-
-    @default("root_dir")
-    def _default_root_dir(self) -> str:
-        data = os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser()
-        return str(Path(data, "jhlauncher"))
-
-    @default("volumes_dir")
-    def _default_volumes_dir(self) -> str:
-        return str(Path(self.root_dir, "volumes"))
-
-    @default("home_dir")
-    def _default_home_dir(self) -> str:
-        """One home per server, so that servers side by side don't see each other's mounts."""
-        return str(Path(self.root_dir, "homes", self.escaped_name, self._folder_name))
-
-    @property
-    def _folder_name(self) -> str:
-        """A named server's is one level below, so that none can have the default server's."""
-        return f"named/{self.name}" if self.name else "default"
-
-    @property
-    def escaped_name(self) -> str:
-        """The user's name as the name of a folder."""
-        return str(self.user.escaped_name)
-
-    async def start(self) -> Any:
-        """Start with only this launch's mounts."""
-        self._unlink_mounts()
-        return await super().start()
-
-    def apply_image(self, image: str) -> None:
-        """Run the command, with the environment, that the table has for this name."""
-        if image not in self.environments:
-            self.refuse("image", f"{image} is not one of this Hub's images: {', '.join(self.environments)}")
-        entry = self.environments[image]
-        if "cmd" in entry:
-            self.cmd = entry["cmd"]
-        self.environment = {**self.environment, **entry.get("environment", {})}
-
-    def apply_cpu(self, cpu: Cpu) -> None:
-        """A plain process has no limits."""
-        self._ignore_or_refuse("cpu")
-
-    def apply_memory(self, memory: Memory) -> None:
-        """A plain process has no limits."""
-        self._ignore_or_refuse("memory")
-
-    def apply_gpu(self, gpu: Gpu) -> None:
-        """A plain process sees every device or none."""
-        self._ignore_or_refuse("gpu")
-
-    def apply_volumes(self, volumes: list[Volume]) -> None:
-        """Link the volumes' folders into the home."""
-        links = {self._link(volume): self._folder(volume) for volume in volumes}
-        for link, folder in links.items():
-            if not links.keys().isdisjoint(link.parents):
-                self.refuse("volumes", f"the local engine can't mount one volume inside another, at {link.name}")
-            if link.exists() or link.is_symlink():
-                self.refuse("volumes", f"there is something at {link.name} in the server's home already")
-            folder.mkdir(parents=True, exist_ok=True)
-            link.parent.mkdir(parents=True, exist_ok=True)
-        self._links_file.parent.mkdir(parents=True, exist_ok=True)
-        self._links_file.write_text(json.dumps([str(link) for link in links]))
-        for link, folder in links.items():
-            link.symlink_to(folder)
-
-    def _ignore_or_refuse(self, field: str) -> None:
-        if field not in self.ignored_fields:
-            self.refuse(field, "the local engine can't do this (LauncherLocalSpawner.ignored_fields may ignore it)")
-
-    def _folder(self, volume: Volume) -> Path:
-        if volume.read_only:
-            self.refuse("volumes", "the local engine has no read-only mounts")
-        return Path(self.volumes_dir, volume.name, volume.subpath)
-
-    def _link(self, volume: Volume) -> Path:
-        prefix = self.home_mount.rstrip("/") + "/"
-        if not volume.mount.startswith(prefix):
-            self.refuse("volumes", f"the local engine mounts only below {prefix}, not at {volume.mount}")
-        return Path(self.home_dir, volume.mount.removeprefix(prefix))
-
-    @property
-    def _links_file(self) -> Path:
-        """The links of the latest launch, so that the next one can remove them even after a crash."""
-        return Path(self.root_dir, "links", self.escaped_name, f"{self._folder_name}.json")
-
-    def _unlink_mounts(self) -> None:
-        Path(self.home_dir).mkdir(parents=True, exist_ok=True)
-        try:
-            links = json.loads(self._links_file.read_text())
-        except FileNotFoundError:
-            return
-        for link in map(Path, links):
-            if link.is_symlink():
-                link.unlink()
-        self._links_file.unlink()

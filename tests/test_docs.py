@@ -54,7 +54,8 @@ def test_commands_of_the_readme_exist():
 
 def test_settings_named_in_the_docs_exist():
     from jhlauncher.app import LauncherApp
-    from jhlauncher.spawner import LauncherLocalSpawner, LauncherSpawnerMixin
+    from jhlauncher.engines.local import LauncherLocalSpawner
+    from jhlauncher.spawner import LauncherSpawnerMixin
 
     classes = {
         cls.__name__: cls for cls in (*LauncherApp.classes, LauncherApp, LauncherLocalSpawner, LauncherSpawnerMixin)

@@ -12,8 +12,9 @@ from jupyterhub.spawner import SimpleLocalProcessSpawner
 from traitlets.config import Config
 
 from jhlauncher import install_launcher
+from jhlauncher.engines.local import LauncherLocalSpawner
 from jhlauncher.signing import derive_key
-from jhlauncher.spawner import LauncherLocalSpawner, LauncherSpawnerMixin
+from jhlauncher.spawner import LauncherSpawnerMixin
 
 REPOSITORY = Path(__file__).parent.parent
 INSTALL = 'from jhlauncher import install_launcher\ninstall_launcher(c, engine="local")\n'

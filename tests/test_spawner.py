@@ -13,8 +13,9 @@ from jupyterhub.spawner import SimpleLocalProcessSpawner
 from kubespawner import KubeSpawner
 from tornado.web import HTTPError
 
+from jhlauncher.engines.local import LauncherLocalSpawner
 from jhlauncher.models import LaunchSpec
-from jhlauncher.spawner import LauncherLocalSpawner, LauncherSpawnerMixin
+from jhlauncher.spawner import LauncherSpawnerMixin
 
 HARD = {"JSON": '{"a": 1}', "BRACES": "{username.__class__}", "HALF": "}{"}
 

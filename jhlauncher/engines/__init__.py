@@ -1,0 +1,7 @@
+"""One module per engine: what a launch spec means there, and what the engine can tell of a start.
+
+Each is imported only where it is used, so that no engine needs the packages of another.
+"""
+
+ENGINES = {"local": "jhlauncher.engines.local.LauncherLocalSpawner"}
+"""The spawner class of each engine."""
