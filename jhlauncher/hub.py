@@ -301,6 +301,13 @@ class Hub(LoggingConfigurable):
         found: JsonObject | None = model["servers"].get(server) if model else None
         return found
 
+    async def server_options(self, user: str, server: str) -> JsonObject:
+        """The options of the latest start of a server, also of one that has ended or failed."""
+        reply = await self._request("GET", _path(user) + "?include_stopped_servers", expected=(404,))
+        if reply.status == 404 or server not in reply["servers"]:
+            return {}
+        return reply["servers"][server].get("user_options") or {}
+
     async def create_user(self, user: str) -> str | None:
         """Create a user, named as the Hub's login would name them.
 

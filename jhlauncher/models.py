@@ -155,6 +155,10 @@ ByteSize = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 """``1073741824`` or ``"1G"``, as `parse_bytes` reads them."""
 
 
+PullPolicy = Literal["Always", "IfNotPresent", "Never"]
+"""Kubernetes' words, for every engine."""
+
+
 class Model(BaseModel):
     """Strict: no unknown fields, no conversions (``"1"`` is not 1, 1 is not true)."""
 
@@ -204,6 +208,21 @@ class Gpu(_Resource):
         return (self.limit if self.limit is not None else self.request) or 0
 
 
+class NewVolume(Model):
+    """How a volume that does not exist is made. Each engine takes what it knows; a local one is a plain folder."""
+
+    size: ByteSize = 1024**3
+    """Bytes; Kubernetes."""
+    storage_class: str | None = None
+    """Kubernetes; None: the cluster's default class."""
+    access_mode: Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"] = "ReadWriteOnce"
+    """Kubernetes."""
+    driver: str = "local"
+    """Docker and Docker Swarm."""
+    driver_options: dict[str, str] = {}
+    """Docker and Docker Swarm."""
+
+
 class Volume(Model):
     """Storage that outlives the server, mounted into it."""
 
@@ -211,6 +230,8 @@ class Volume(Model):
     mount: MountPath
     subpath: SubPath = ""
     read_only: bool = False
+    create: NewVolume | None = None
+    """By the policy: make it if there is none."""
 
 
 class RequestedVolume(Model):
@@ -234,6 +255,10 @@ class LaunchSpec(Model):
     """What was asked and allowed, in the same words for every engine."""
 
     image: Image
+    pull_policy: PullPolicy | None = None
+    """By the policy; None: as the spawner is configured."""
+    pull_secrets: list[str] = []
+    """By the policy: what the engine knows the registry's credentials as."""
     volumes: list[Volume] = Field(default_factory=list, max_length=100)
     cpu: Cpu | None = None
     memory: Memory | None = None
@@ -284,7 +309,9 @@ class ServerQuery(Model):
     server_name: ServerName = ""
 
 
-Phase = Literal["starting", "ready", "failed"]
+Phase = Literal["starting", "scheduling", "pulling", "creating", "waiting", "ready", "failed"]
+"""Where a start is: taken up, looking for a machine, fetching the image, making volumes and container, waiting for the
+server to answer; the last two are its end. An engine passes through those that it has."""
 
 
 class ProgressEvent(Model):
@@ -298,7 +325,7 @@ class ProgressEvent(Model):
     @property
     def final(self) -> bool:
         """Nothing follows."""
-        return self.phase != "starting"
+        return self.phase in ("ready", "failed")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ A rule is a dict::
         "volumes": ["home-{username}", "course-data:ro"],   # ":ro": read-only mounts only
         "env": ["COURSE_*"],
         "cpu": 2, "memory": "4G", "gpu": 0,       # the most; None: as much as they like
+        # how: nothing of this is the caller's to say
+        "pull_policy": "IfNotPresent", "pull_secrets": ["registry"],
+        "create_volumes": {"size": "10G"},        # make those of the volumes that do not exist, see `NewVolume`
     }
 
 Only patterns in ``volumes`` know ``{username}``.
@@ -33,7 +36,7 @@ from traitlets.config import LoggingConfigurable
 
 from . import environment
 from .errors import PolicyDenied
-from .models import Caller, LaunchSpec, Model, Volume, format_bytes, parse_bytes
+from .models import Caller, LaunchSpec, Model, NewVolume, PullPolicy, Volume, format_bytes, parse_bytes
 
 
 def _caller_pattern(value: str) -> str:
@@ -55,6 +58,9 @@ class Rule(Model):
     cpu: float | None = Field(0, ge=0)
     memory: Annotated[int, BeforeValidator(parse_bytes)] | None = Field(0, ge=0)
     gpu: int | None = Field(0, ge=0)
+    pull_policy: PullPolicy | None = None
+    pull_secrets: list[str] = []
+    create_volumes: NewVolume | None = None
 
     def matches(self, caller: Caller, user: str, groups: frozenset[str]) -> bool:
         """Whether this rule decides for this caller and this user's server."""
@@ -84,6 +90,12 @@ class Rule(Model):
                 text = format_bytes(most) if field == "memory" else f"{most:g}"
                 problems[field] = f"more than the {text} that are allowed"
         return problems
+
+    def completed(self, spec: LaunchSpec) -> LaunchSpec:
+        """The spec with what is the policy's to say."""
+        volumes = [volume.model_copy(update={"create": self.create_volumes}) for volume in spec.volumes]
+        how = {"volumes": volumes, "pull_policy": self.pull_policy, "pull_secrets": self.pull_secrets}
+        return spec.model_copy(update=how)
 
     def _allows_volume(self, user: str, volume: Volume) -> bool:
         for entry in self.volumes:
@@ -186,7 +198,7 @@ class Policy(LoggingConfigurable):
                     "fields": [{"field": f, "problem": p} for f, p in problems.items()],
                 },
             )
-        return Decision(spec, rule.name)
+        return Decision(rule.completed(spec), rule.name)
 
 
 def _any_match(patterns: list[str], value: str) -> bool:

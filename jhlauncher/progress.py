@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from math import isfinite
-from typing import Any
+from typing import Any, get_args
 
 from traitlets import Float
 from traitlets.config import LoggingConfigurable
@@ -21,6 +21,9 @@ from .hub import Hub, NotStarting
 from .models import Phase, ProgressEvent
 
 Key = tuple[str, str]
+
+
+_STEPS: list[Phase] = [phase for phase in get_args(Phase) if phase not in ("ready", "failed")]
 
 
 class Progress(LoggingConfigurable):
@@ -134,12 +137,14 @@ class _Stream:
         """The event for our listeners, or None for one that they had: a new connection begins from the beginning."""
         if not isinstance(raw, dict):
             return None
-        phase: Phase = "ready" if raw.get("ready") else "failed" if raw.get("failed") else "starting"
-        number = raw.get("progress")
+        reached = self._latest.progress if self._latest else -1
+        phase = _phase(raw)
+        number = raw.get("progress", max(reached, 0))  # an event may have a message only
         progress = int(min(100, max(0, number))) if isinstance(number, int | float) and isfinite(number) else 0
         message = str(raw.get("message", ""))
-        reached = self._latest.progress if self._latest else -1
-        if phase == "starting" and (progress < reached or (progress == reached and message in self._messages)):
+        if phase not in ("ready", "failed") and (
+            progress < reached or (progress == reached and message in self._messages)
+        ):
             return None
         if progress > reached:
             self._messages.clear()
@@ -157,3 +162,12 @@ class _Stream:
         self._progress.ended(self._key, self)
         for queue in self.listeners:
             queue.put_nowait(error)
+
+
+def _phase(raw: dict[str, Any]) -> Phase:
+    """The Hub's own words for the end, and before it what the spawner says, if it is one of ours."""
+    if raw.get("ready"):
+        return "ready"
+    if raw.get("failed"):
+        return "failed"
+    return next((phase for phase in _STEPS if phase == raw.get("phase")), "starting")

@@ -61,7 +61,7 @@ class Signer:
             "id": launch_id,
             "issued": int(time.time()),
             "spec": spec.model_dump(exclude={"env"}, exclude_none=True),
-            "env": self._encrypt(spec.env) if spec.env else None,
+            "env": self.seal(spec.env) if spec.env else None,
         }
         return {**options, "signature": self._signature(user, server, options)}
 
@@ -88,7 +88,7 @@ class Signer:
                 "The launch options were signed too long ago, or the clocks of the Hub and the launcher differ. "
                 "Ask the launcher for a new launch."
             )
-        env = self._decrypt(signed["env"]) if signed["env"] else {}
+        env = self.unseal(signed["env"]) if signed["env"] else {}
         return parse(LaunchSpec, {**signed["spec"], "env": env})
 
     def mark(self, launch_id: str, user: str, server: str) -> str:
@@ -99,13 +99,22 @@ class Signer:
         message = json.dumps([user, server, options], sort_keys=True, separators=(",", ":"))
         return hmac.digest(self._mac_key, message.encode(), "sha256").hex()
 
-    def _encrypt(self, env: dict[str, str]) -> str:
-        from cryptography.fernet import Fernet  # only launches that carry env pay for the import
+    def seal(self, value: Any) -> str:
+        """``value`` (of JSON) so that only who has the key can read or make it."""
+        from cryptography.fernet import Fernet  # only launches that carry env, or fail, pay for the import
 
-        return Fernet(self._env_key).encrypt(json.dumps(env).encode()).decode()
+        return Fernet(self._env_key).encrypt(json.dumps(value).encode()).decode()
 
-    def _decrypt(self, text: str) -> dict[str, str]:
-        from cryptography.fernet import Fernet
+    def unseal(self, text: Any) -> Any:
+        """What was sealed.
 
-        env: dict[str, str] = json.loads(Fernet(self._env_key).decrypt(text.encode()))
-        return env
+        Raises:
+            BadSignature: it was not sealed with this key.
+
+        """
+        from cryptography.fernet import Fernet, InvalidToken
+
+        try:
+            return json.loads(Fernet(self._env_key).decrypt(text))
+        except (InvalidToken, TypeError):
+            raise BadSignature("This was not sealed with the launcher's signing key.") from None

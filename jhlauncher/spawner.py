@@ -1,4 +1,4 @@
-"""Runs inside the Hub: applies a launch to the spawner, if it comes from the launcher.
+"""Runs inside the Hub: applies a launch to the spawner, if it comes from the launcher, and sees it through.
 
 `LauncherSpawnerMixin` goes before any spawner class. At a start whose ``user_options`` carry launch options it checks
 their signature, applies the spec to the spawner's traits, and lets the spawner start. Every start has a spawner object
@@ -7,17 +7,29 @@ new ones, never changed in place.
 
 Options that were applied are marked ``applied`` in the Hub's database: a later start from the Hub's own page, for
 which the Hub reuses the stored options, is then a plain one. They are marked ``up`` once the Hub has seen the server
-answer: its own word ``ready`` also holds for a start that was just cancelled. Options that are refused are removed
-from the database, so that they refuse one start and not all that follow.
+answer: its own word ``ready`` also holds for a start that was just cancelled. Why a launch failed is left there,
+sealed, under ``failure``. Options that are refused are removed from the database, so that they refuse one start and
+not all that follow.
+
+How a start goes, and which method of an engine (`jhlauncher.engines`) has a say::
+
+    take the launch -> apply_launch: check_volumes, apply_image, apply_volumes, ...
+                    -> the spawner's own start -> wait until the server answers
+                       meanwhile watch_start tells the steps, and returns as soon as the engine knows of a failure
+    when it fails   -> collect_evidence while the container is still there -> the Hub stops it -> remove_remains
+
+All of that but the first line also holds for plain starts.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
-from jupyterhub.utils import maybe_future
+from jupyterhub.utils import make_ssl_context, maybe_future, url_path_join, wait_for_http_server
 from sqlalchemy.orm import object_session
 from tornado.web import HTTPError
 from traitlets import Bool, Float, Unicode, default
@@ -25,18 +37,29 @@ from traitlets.config import Configurable
 
 from . import environment
 from .errors import InvalidRequest
-from .models import Cpu, Gpu, LaunchSpec, Memory, Volume
+from .failures import Evidence, Failure, Reason, StartFailed, secrets_of
+from .models import Cpu, Gpu, LaunchSpec, Memory, Phase, Volume
 from .signing import KEY_ENV, OPTIONS_KEY, BadSignature, Signer
+from .steps import Steps
+
+try:
+    from jupyterhub.spawner import SpawnException
+except ImportError:  # JupyterHub 5
+    SpawnException = None
 
 _used: dict[str, float] = {}
 """Signatures that have started a server, with the time after which nobody could use them anyway."""
+
+_EVIDENCE_TIMEOUT = 10
+"""Seconds for collecting what an engine knows of a failure."""
 
 
 class LauncherSpawnerMixin(Configurable):
     """Makes a spawner class understand launches.
 
     What the class has a trait for is applied, and the rest refused by name. A class that knows better overrides
-    ``apply_image`` and its siblings; each gets a validated value and may raise `refuse`'s error.
+    ``apply_image`` and its siblings (which may be coroutines); each gets a validated value and may raise `refuse`'s
+    error.
     """
 
     if TYPE_CHECKING:  # what the spawner class brings
@@ -45,14 +68,13 @@ class LauncherSpawnerMixin(Configurable):
         user_options: dict[str, Any]
         environment: dict[str, Any]
         orm_spawner: Any
-        mounts: Any
-        profile_list: Any
-        volumes: Any
-        volume_mounts: Any
-        extra_resource_guarantees: Any
-        extra_resource_limits: Any
+        server: Any
+        start_timeout: int
+        http_timeout: int
         log: logging.Logger
         _log_name: str
+
+        def get_env(self) -> dict[str, str]: ...
 
     signing_key = Unicode(
         help="""The secret shared with the launcher service, at least 32 characters; install_launcher sets it.
@@ -81,37 +103,83 @@ class LauncherSpawnerMixin(Configurable):
         """Nothing: launch options are applied after all hooks, so that none can undo them."""
         return lambda spawner, user_options: None
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._configured: dict[str, Any] = {}
+        self._start_limit = 0.0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget the start before."""
+        self._steps = Steps()
+        self._spec: LaunchSpec | None = None  # of the launch that this start is
+        self._suspicion: Failure | None = None  # what a start that takes too long suffers from
+
+    # -- what the Hub calls
+
     def run_pre_spawn_hook(self) -> Any:
         """Take the launch options before any hook can fail: they are good for one start, whatever becomes of it."""
+        self._renew()
         self._take_launch()
         return super().run_pre_spawn_hook()  # type: ignore[misc]
 
     async def start(self) -> Any:
-        """Apply the launch, if this start is one, and start."""
+        """Apply the launch, if this start is one, and start; returns when the server answers."""
         self._take_launch()
-        if self._spec:
-            self.apply_launch(self._spec)
-        return await maybe_future(super().start())  # type: ignore[misc]
+        try:
+            if self._spec:
+                await self.apply_launch(self._spec)
+            return await self._watched_start()
+        except StartFailed as error:
+            raise await self._given_up(error.failure) from error.__cause__
+        finally:
+            self._steps.end()
+
+    async def progress(self) -> AsyncGenerator[dict[str, Any], None]:
+        """The steps of the start; each event has the keys progress, message and phase."""
+        async for event in self._steps.follow():
+            yield event
 
     def add_poll_callback(self, callback: Any, *args: Any, **kwargs: Any) -> None:
         """Notice that the server is up: the Hub begins to watch for its end when its start is complete."""
         if self._spec:  # this start took a launch; that the options say so proves nothing, anybody may send them
             options = self.user_options[OPTIONS_KEY]
             mark = Signer(self.signing_key).mark(options["id"], self.user.name, self.name)
-            self._store_options({**self.user_options, OPTIONS_KEY: {**options, "up": mark}})
+            self._store_launch({**options, "up": mark})
         super().add_poll_callback(callback, *args, **kwargs)  # type: ignore[misc]
+
+    async def run_post_stop_hook(self) -> Any:
+        """Remove what the Hub leaves: it stops only what it finds running."""
+        try:
+            await self.remove_remains()
+        except Exception:
+            self.log.exception("Could not remove what is left of %s", self._log_name)
+        return await maybe_future(super().run_post_stop_hook())  # type: ignore[misc]
 
     # -- whether
 
-    _spec: LaunchSpec | None = None
-    """Of the launch that this start is."""
+    def _renew(self) -> None:
+        """Make sure that this object is as it was configured.
+
+        The Hub makes one per start, but for one case: the retry of a failed start from its own pages.
+        """
+        if self._configured:
+            self._begin()
+            for name, value in self._configured.items():
+                if getattr(self, name) is not value:
+                    setattr(self, name, value)
+        else:
+            self._configured = self.trait_values(config=True)
+        # the Hub's own limit gets room for waiting until the server answers, and for finding out why it doesn't
+        self._start_limit = self.start_timeout
+        self.start_timeout = self.start_timeout + self.http_timeout + 2 * _EVIDENCE_TIMEOUT
 
     def _take_launch(self) -> None:
         """Verify the launch options, if there are some, and mark them as used."""
         options = self.user_options.get(OPTIONS_KEY)
         if options is not None and not (isinstance(options, dict) and options.get("applied")):
             self._spec = self._verified(options)
-            self._store_options({**self.user_options, OPTIONS_KEY: {**options, "applied": True}})
+            self._store_launch({**options, "applied": True})
 
     def _verified(self, options: Any) -> LaunchSpec:
         """The spec of options that the launcher signed for this start."""
@@ -122,7 +190,7 @@ class LauncherSpawnerMixin(Configurable):
             spec = signer.verify(self.user.name, self.name, options)
             self._use_once(options["signature"])
         except (BadSignature, InvalidRequest) as error:
-            self._store_options({key: value for key, value in self.user_options.items() if key != OPTIONS_KEY})
+            self._store_launch(None)
             self.log.warning("Refused launch options for %s: %s", self._log_name, error)
             raise _error(403, str(error)) from None
         return spec
@@ -135,7 +203,10 @@ class LauncherSpawnerMixin(Configurable):
             raise BadSignature("These launch options have started a server already. Ask the launcher for a new launch.")
         _used[signature] = now + 2 * self.signature_lifetime
 
-    def _store_options(self, options: dict[str, Any]) -> None:
+    def _store_launch(self, launch: dict[str, Any] | None) -> None:
+        """Keep our part of the options in the Hub's database, or remove it."""
+        others = {key: value for key, value in self.user_options.items() if key != OPTIONS_KEY}
+        options = {**others, OPTIONS_KEY: launch} if launch else others
         self.user_options = options
         self.orm_spawner.user_options = options
         session = object_session(self.orm_spawner)
@@ -144,84 +215,72 @@ class LauncherSpawnerMixin(Configurable):
 
     # -- what
 
-    def apply_launch(self, spec: LaunchSpec) -> None:
+    async def apply_launch(self, spec: LaunchSpec) -> None:
         """Apply each field of the spec that was asked for.
 
         Raises:
-            tornado.web.HTTPError: 400, naming the field that this spawner can't do.
+            StartFailed: naming the field that this spawner can't do, or the volume that does not exist.
 
         """
-        if self.has_trait("profile_list"):
-            self.profile_list = []  # KubeSpawner would apply its default profile over the launch
-        self.apply_image(spec.image)
-        if spec.volumes:
-            self.apply_volumes(spec.volumes)
+        self._spec = spec
+        if spec.pull_policy or spec.pull_secrets:
+            await maybe_future(self.apply_pull(spec))
+        await maybe_future(self.apply_image(spec.image))
         if spec.cpu:
-            self.apply_cpu(spec.cpu)
+            await maybe_future(self.apply_cpu(spec.cpu))
         if spec.memory:
-            self.apply_memory(spec.memory)
+            await maybe_future(self.apply_memory(spec.memory))
         if spec.gpu:
-            self.apply_gpu(spec.gpu)
-        self.apply_env({**spec.env, **({"JUPYTERHUB_ALLOW_TOKEN_IN_URL": "1"} if self.allow_token_in_url else {})})
+            await maybe_future(self.apply_gpu(spec.gpu))
+        await maybe_future(self.apply_env(self.launch_env()))
+        if spec.volumes:  # last: making a volume is the one thing that leaves a trace
+            await maybe_future(self.apply_volumes(spec.volumes))
+            await self.check_volumes(spec.volumes)
 
-    def apply_image(self, image: str) -> None:
+    def launch_env(self) -> dict[str, str]:
+        """The variables that a launch sets."""
+        token_in_url = {"JUPYTERHUB_ALLOW_TOKEN_IN_URL": "1"} if self.allow_token_in_url else {}
+        return {**(self._spec.env if self._spec else {}), **token_in_url}
+
+    def apply_image(self, image: str) -> Any:
         """Start this image."""
         self._need_trait("image", "image")
         self.image = image
 
-    def apply_volumes(self, volumes: list[Volume]) -> None:
-        """Mount these volumes: as claims where the class has pods, as Docker's named volumes where it has mounts."""
-        if self.has_trait("volume_mounts"):
-            for index, volume in enumerate(volumes):
-                self._add_pod_volume(
-                    f"launch-{index}",
-                    {"persistentVolumeClaim": {"claimName": volume.name, "readOnly": volume.read_only}},
-                    {"mountPath": volume.mount, "subPath": volume.subpath, "readOnly": volume.read_only},
-                )
-        elif self.has_trait("mounts"):
-            if any(volume.subpath for volume in volumes):
-                self.refuse("volumes", f"{type(self).__name__} has no support for a subpath")
-            self.mounts = [*self.mounts, *(_docker_mount(volume) for volume in volumes)]
-        else:
-            self.refuse("volumes")
+    def apply_pull(self, spec: LaunchSpec) -> Any:
+        """Pull the image as the policy says."""
+        self.refuse("pull_policy and pull_secrets (of the policy)")
 
-    def _add_pod_volume(self, name: str, volume: dict[str, Any], mount: dict[str, Any]) -> None:
-        """A volume and its mount, with braces as KubeSpawner takes them; either collection may be a list or a dict."""
-        self.volumes = _with_entry(self.volumes, {"name": name, **volume})
-        escaped = {key: _escaped(value) if isinstance(value, str) else value for key, value in mount.items()}
-        self.volume_mounts = _with_entry(self.volume_mounts, {"name": name, **escaped})
+    def apply_volumes(self, volumes: list[Volume]) -> Any:
+        """Mount these volumes."""
+        self.refuse("volumes")
 
-    def apply_cpu(self, cpu: Cpu) -> None:
+    def apply_cpu(self, cpu: Cpu) -> Any:
         """Guarantee and limit CPU cores."""
         self._set_given("cpu", cpu_guarantee=cpu.request, cpu_limit=cpu.limit)
 
-    def apply_memory(self, memory: Memory) -> None:
+    def apply_memory(self, memory: Memory) -> Any:
         """Guarantee and limit bytes of memory."""
         self._set_given("memory", mem_guarantee=memory.request, mem_limit=memory.limit)
 
-    def apply_gpu(self, gpu: Gpu) -> None:
+    def apply_gpu(self, gpu: Gpu) -> Any:
         """Give GPUs, and the shared memory that programs on them expect."""
-        self._need_trait("extra_resource_limits", "gpu")
-        amount = {"nvidia.com/gpu": str(gpu.count)}
-        self.extra_resource_guarantees = {**self.extra_resource_guarantees, **amount}
-        self.extra_resource_limits = {**self.extra_resource_limits, **amount}
-        self._add_pod_volume("launch-shm", {"emptyDir": {"medium": "Memory"}}, {"mountPath": "/dev/shm"})  # noqa: S108
+        self.refuse("gpu")
 
-    def apply_env(self, env: dict[str, str]) -> None:
+    def apply_env(self, env: dict[str, str]) -> Any:
         """Set these environment variables."""
         self._need_trait("environment", "env")
-        if self.has_trait("volume_mounts"):  # KubeSpawner formats the values
-            env = {name: _escaped(value) for name, value in env.items()}
         self.environment = {**self.environment, **env}
 
-    def refuse(self, field: str, why: str = "") -> None:
+    def refuse(self, field: str, why: str = "", reason: Reason = "refused_by_hub") -> None:
         """Refuse a field of the spec, by name.
 
         Raises:
-            tornado.web.HTTPError: 400, always.
+            StartFailed: always.
 
         """
-        raise _error(400, f"{field}: {why or f'{type(self).__name__} has no support for it'}")
+        message = f"{field}: {why or f'{type(self).__name__} has no support for it'}"
+        raise StartFailed(Failure(reason=reason, message=message, refused=True))
 
     def _need_trait(self, trait: str, field: str) -> None:
         if not self.has_trait(trait):
@@ -233,23 +292,142 @@ class LauncherSpawnerMixin(Configurable):
                 self._need_trait(trait, field)
                 setattr(self, trait, value)
 
+    # -- what an engine knows
 
-def _escaped(text: str) -> str:
-    """The text as it comes out of `str.format` unchanged."""
-    return text.replace("{", "{{").replace("}", "}}")
+    async def check_volumes(self, volumes: list[Volume]) -> None:
+        """Make the volumes that do not exist, where the policy lets us.
+
+        Raises:
+            StartFailed: one does not exist.
+
+        """
+
+    async def watch_start(self) -> Failure:
+        """Tell the steps of the start; returns when the engine knows that it fails, and never otherwise.
+
+        This one knows nothing but the events of the spawner class.
+        """
+        async for event in super().progress():  # type: ignore[misc]
+            self.step(str(event.get("message", "")), "starting")
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def explain(self, error: Exception) -> Failure | None:
+        """What an exception of the spawner's own start means; None if it is not known."""
+        return None
+
+    async def collect_evidence(self) -> Evidence:
+        """What can be had of a server that failed, while it is still there."""
+        return Evidence()
+
+    async def remove_remains(self) -> None:
+        """Remove what is left of a server that is stopped, has ended, or was never complete."""
+
+    def step(self, message: str, phase: Phase | None, done: float = 0) -> None:
+        """Tell those who watch the start; ``done`` says how much of the phase, from 0 to 1."""
+        self._steps.add(message, phase, done)
+
+    def volume_missing(self, name: str) -> StartFailed:
+        """The error for a volume that does not exist and may not be made."""
+        message = f"The volume {name} does not exist. Create it first, or ask for a policy that creates it."
+        return StartFailed(Failure(reason="volume_not_found", message=message, refused=True))
+
+    # -- a start, watched
+
+    async def _watched_start(self) -> Any:
+        """Start, and give up as soon as the engine knows of a failure."""
+        start = asyncio.create_task(self._bring_up())
+        watch = asyncio.create_task(self._watch())
+        try:
+            await asyncio.wait([start, watch], return_when=asyncio.FIRST_COMPLETED)
+            if start.done():
+                return start.result()
+            raise StartFailed(watch.result())
+        finally:
+            for task in (start, watch):
+                task.cancel()
+            await asyncio.gather(start, watch, return_exceptions=True)
+
+    async def _watch(self) -> Failure:
+        """`watch_start`; a start must not fail because it can't be watched."""
+        try:
+            return await self.watch_start()
+        except Exception:
+            self.log.exception("Could not watch the start of %s", self._log_name)
+            await asyncio.Event().wait()
+            raise
+
+    async def _bring_up(self) -> Any:
+        """The spawner's own start, and then until the server answers."""
+        self.step("Starting the server", "starting")
+        try:
+            async with asyncio.timeout(self._start_limit or self.start_timeout) as limit:
+                where = await maybe_future(super().start())  # type: ignore[misc]
+        except (HTTPError, StartFailed):
+            raise
+        except Exception as error:
+            if limit.expired():
+                raise StartFailed(self._too_slow()) from None
+            failure = await self.explain(error)
+            if failure:
+                raise StartFailed(failure) from error
+            raise
+        if where:
+            await self._wait_for_answer(where)
+        return where
+
+    def _too_slow(self) -> Failure:
+        message = f"The server did not start within {self._start_limit:g} seconds (Spawner.start_timeout)."
+        return self._suspicion or Failure(reason="timeout", message=message)
+
+    async def _wait_for_answer(self, where: Any) -> None:
+        """Wait as the Hub does after us, but with somebody watching the container."""
+        self.step("Waiting for the server to answer", "waiting")
+        settings = self.user.settings
+        tls = make_ssl_context(
+            settings.get("internal_ssl_key"), settings.get("internal_ssl_cert"), cafile=settings.get("internal_ssl_ca")
+        )
+        if not isinstance(where, str):
+            host, port = where
+            host = f"[{host}]" if ":" in host else host
+            where = f"{'https' if settings.get('internal_ssl') else 'http'}://{host}:{int(port)}"
+        url = url_path_join(where, self.server.base_url, "api")
+        try:
+            await wait_for_http_server(url, timeout=self.http_timeout, ssl_context=tls)
+        except TimeoutError:
+            message = (
+                f"The server runs, but did not answer on its port within {self.http_timeout:g} seconds "
+                "(Spawner.http_timeout). See that the image starts jupyterhub-singleuser."
+            )
+            raise StartFailed(Failure(reason="never_ready", message=message)) from None
+
+    async def _given_up(self, failure: Failure) -> HTTPError:
+        """The error for the Hub, with everything that is known of the failure, told to the launcher as well."""
+        if not failure.refused:
+            try:
+                async with asyncio.timeout(_EVIDENCE_TIMEOUT):
+                    failure = failure.with_evidence(await self.collect_evidence())
+                async with asyncio.timeout(_EVIDENCE_TIMEOUT):
+                    await self.remove_remains()  # at once: the Hub would first ask it to stop, and wait
+            except Exception:
+                self.log.exception("Could not look at, or remove, what is left of %s", self._log_name)
+        failure = failure.scrubbed(secrets_of(self.get_env(), self._spec.env if self._spec else {}))
+        self.log.warning("%s did not start (%s): %s", self._log_name, failure.reason, failure.message)
+        if self._spec:
+            options = self.user_options[OPTIONS_KEY]
+            sealed = Signer(self.signing_key).seal({"id": options["id"], "failure": failure.model_dump()})
+            self._store_launch({**options, "failure": sealed})
+        return _error(400 if failure.refused else 500, failure.message, failure.reason, failure.as_html())
 
 
-def _with_entry(entries: Any, entry: dict[str, Any]) -> Any:
-    return {**entries, entry["name"]: entry} if isinstance(entries, dict) else [*entries, entry]
-
-
-def _docker_mount(volume: Volume) -> dict[str, Any]:
-    target = _escaped(volume.mount)
-    return {"type": "volume", "source": volume.name, "target": target, "read_only": volume.read_only}
-
-
-def _error(status: int, message: str) -> HTTPError:
+def _error(status: int, message: str, reason: str = "refused", html: str | None = None) -> HTTPError:
     """An error that the Hub shows as it is, on its pages, in its API and in the progress stream."""
-    error = HTTPError(status, message.replace("%", "%%"))
+    error: HTTPError
+    if SpawnException:  # does not count as the Hub's own failure, several of which may make it exit
+        error = SpawnException(message, reason=reason, status_code=status, message_html=html or "")
+    else:
+        error = HTTPError(status, message)
     error.jupyterhub_message = message  # type: ignore[attr-defined]
+    if html:
+        error.jupyterhub_html_message = html  # type: ignore[attr-defined]
     return error

@@ -19,10 +19,11 @@ from traitlets import Float
 from traitlets.config import LoggingConfigurable
 
 from .errors import AnswerLost, HubRefused, InvalidRequest, LauncherError, LaunchFailed, NotFound, ServerConflict
+from .failures import Failure
 from .hub import Hub, JsonObject, NotStarting, StartReply
-from .models import Launched, LaunchSpec, ProgressEvent
+from .models import Launched, LaunchSpec, ProgressEvent, parse
 from .progress import Progress
-from .signing import OPTIONS_KEY, Signer
+from .signing import OPTIONS_KEY, BadSignature, Signer
 
 Report = Callable[[ProgressEvent], Awaitable[None]]
 
@@ -87,7 +88,7 @@ class Starter(LoggingConfigurable):
         while True:
             final = final or await self._follow(launch, report)
             if final and final.phase == "failed":
-                raise _failed(launch, final.message)
+                raise await self._verdict(launch, final.message)
             server = await self._confirm(launch)
             if server:
                 return server
@@ -171,6 +172,10 @@ class Starter(LoggingConfigurable):
 
     async def _refusal(self, launch: Launch, reply: StartReply, final: ProgressEvent | None) -> LauncherError:
         """What the Hub's refusal of a start means for the caller."""
+        if reply.outcome in ("refused", "failed"):
+            known = await self._known_failure(launch)
+            if known:
+                return known
         title, named = title_of(launch.user, launch.server), name_of(launch.user, launch.server)
         match reply.outcome:
             case "running":
@@ -201,6 +206,27 @@ class Starter(LoggingConfigurable):
         final = final or (None if server else await self._follow(launch, _ignore))
         return _failed(launch, final.message) if final and final.phase == "failed" else cancelled(launch)
 
+    async def _verdict(self, launch: Launch, message: str) -> LauncherError:
+        """Why the start failed: what the spawner has left for us, and else what the Hub's words mean."""
+        return await self._known_failure(launch) or _failed(launch, message)
+
+    async def _known_failure(self, launch: Launch) -> LauncherError | None:
+        """What the mixin in the Hub has found out, if it was this launch that failed."""
+        options = await self._hub.server_options(launch.user, launch.server)
+        sealed = _launch_options({"user_options": options}).get("failure")
+        try:
+            known = self._signer.unseal(sealed) if sealed else {}
+        except BadSignature:
+            return None
+        if known.get("id") != launch.id:
+            return None
+        failure = parse(Failure, known["failure"])
+        message = f"{title_of(launch.user, launch.server)} did not start: {failure.message}"
+        if failure.refused:
+            return InvalidRequest(message, reason=failure.reason)
+        details = failure.model_dump(include={"exit_code", "log", "events"}, exclude_none=True)
+        return LaunchFailed(message, reason=failure.reason, details=details)
+
     async def _confirm(self, launch: Launch) -> JsonObject | None:
         """The Hub's model of the server if it is ready, None if it still starts.
 
@@ -210,7 +236,7 @@ class Starter(LoggingConfigurable):
         """
         server = await self._hub.active_server(launch.user, launch.server)
         if not server or server["pending"] == "stop":
-            raise cancelled(launch)
+            raise await self._known_failure(launch) or cancelled(launch)
         options = _launch_options(server)
         if not is_ours(server, launch):
             raise ServerConflict(
@@ -222,7 +248,7 @@ class Starter(LoggingConfigurable):
         if options.get("up") == self._signer.mark(launch.id, launch.user, launch.server):
             return server
         if options.get("applied"):
-            raise cancelled(launch)
+            raise await self._known_failure(launch) or cancelled(launch)
         raise LaunchFailed(
             "The Hub's spawner has ignored the launch options: its class lacks the launcher's mixin. "
             "An administrator must use install_launcher in jupyterhub_config.py.",

@@ -33,12 +33,22 @@ install_launcher(
     config_file=FOLDER + "/jhlauncher_config.py",
 )
 singleuser = [sys.executable, "-m", "jupyterhub.singleuser", *(["--allow-root"] if os.geteuid() == 0 else [])]
+CRASHING = '''
+import os
+print("the token is", os.environ["JUPYTERHUB_API_TOKEN"])
+try:
+    1 / 0
+except Exception:
+    import traceback
+    traceback.print_exc()
+    raise SystemExit(3)
+'''
 no_lab = {{"JUPYTERHUB_SINGLEUSER_APP": "jupyter_server.serverapp.ServerApp"}}
 c.LauncherLocalSpawner.environments = {{
     "plain": {{"cmd": singleuser, "environment": {{**no_lab, "IMAGE": "plain"}}}},
     "other": {{"cmd": singleuser, "environment": {{**no_lab, "IMAGE": "other"}}}},
     "lab": {{"cmd": singleuser}},
-    "crashing": {{"cmd": ["false"]}},
+    "crashing": {{"cmd": [sys.executable, "-c", CRASHING]}},
     "silent": {{"cmd": ["sleep", "300"]}},
 }}
 c.LauncherLocalSpawner.cmd = singleuser
@@ -106,6 +116,10 @@ class RealHub:
             )
         )
 
+    def command(self) -> list[str]:
+        """What runs the Hub, in its folder."""
+        return [sys.executable, "-m", "jupyterhub", "--config", "jupyterhub_config.py"]
+
     @contextmanager
     def running(self) -> Iterator[RealHub]:
         """The Hub's process, up and with its launcher ready."""
@@ -113,11 +127,7 @@ class RealHub:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "jupyterhub", "--config", "jupyterhub_config.py"],
-                cwd=self.folder,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, "PATH": path},
+                self.command(), cwd=self.folder, stdout=output, stderr=output, env={**os.environ, "PATH": path}
             )
         try:
             self._wait(process, log)

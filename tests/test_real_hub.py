@@ -185,7 +185,11 @@ async def test_default_token_lifetime(real_hub: RealHub):
 async def test_launch_that_crashes(real_hub: RealHub):
     status, error = await real_hub.launcher("POST", username="crasher", image="crashing")
     assert (status, error["reason"]) == (500, "crashed"), error
-    assert "its process ended" in error["error"]
+    assert "process ended with exit code 3" in error["error"]
+    assert error["details"]["exit_code"] == 3
+    log = "\n".join(error["details"]["log"])
+    assert "ZeroDivisionError" in log
+    assert "the token is [hidden]" in log
     assert (await real_hub.api("GET", "/users/crasher"))[1]["servers"] == {}
     # and the user is none the worse for it
     assert (await real_hub.launcher("POST", username="crasher", image="plain"))[0] == 200
@@ -227,7 +231,7 @@ async def test_cancel_behind_our_back(real_hub: RealHub):
 
 async def test_unknown_image_is_refused_by_name(real_hub: RealHub):
     status, error = await real_hub.launcher("POST", username="picky", image="no-such-image")
-    assert (status, error["reason"]) == (400, "refused_by_hub")
+    assert (status, error["reason"]) == (400, "image_not_found")
     assert "no-such-image is not one of this Hub's images: plain, other" in error["error"]
     # and a start from the Hub's own page is none the worse for it
     token = await real_hub.user_token("picky")

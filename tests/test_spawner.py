@@ -1,4 +1,4 @@
-"""What the mixin does to spawner objects of several classes; that they start what it says is for the real ones."""
+"""What the mixin does to spawner objects; that they start what it says is for the real ones."""
 
 from __future__ import annotations
 
@@ -8,35 +8,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from dockerspawner import DockerSpawner
 from jupyterhub.spawner import SimpleLocalProcessSpawner
-from kubespawner import KubeSpawner
-from tornado.web import HTTPError
+from traitlets import Unicode
 
 from jhlauncher.engines.local import LauncherLocalSpawner
+from jhlauncher.failures import StartFailed
 from jhlauncher.models import LaunchSpec
 from jhlauncher.spawner import LauncherSpawnerMixin
 
-HARD = {"JSON": '{"a": 1}', "BRACES": "{username.__class__}", "HALF": "}{"}
-
-
-class Kube(LauncherSpawnerMixin, KubeSpawner):  # type: ignore[misc]
-    pass
-
-
-class Docker(LauncherSpawnerMixin, DockerSpawner):  # type: ignore[misc]
-    pass
-
 
 class Bare(LauncherSpawnerMixin, SimpleLocalProcessSpawner):  # type: ignore[misc]
-    pass
+    """A class of which the mixin knows nothing."""
 
 
-@pytest.fixture(autouse=True)
-def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Manifests are made without one."""
-    monkeypatch.setattr("kubespawner.spawner.load_config", lambda **options: None)
-    monkeypatch.setattr("kubespawner.spawner.shared_client", lambda *names: None)
+class WithImage(Bare):
+    image = Unicode("default").tag(config=True)
 
 
 def spec(**fields: Any) -> LaunchSpec:
@@ -48,121 +34,56 @@ def user() -> Any:
     return SimpleNamespace(name="alice", escaped_name="alice", id=1, url="/user/alice/", server=server)
 
 
-def kube(**traits: Any) -> Kube:
-    return Kube(_mock=True, user=user(), orm_spawner=SimpleNamespace(name="", server=None), hub=_hub(), **traits)
-
-
-def _hub() -> Any:
+def hub() -> Any:
     return SimpleNamespace(base_url="/hub/", api_url="http://hub/hub/api", public_host="", url="http://hub/hub/")
 
 
-def manifest(spawner: Kube) -> Any:
-    return asyncio.run(spawner.get_pod_manifest()).spec
-
-
-def given(objects: Any) -> Any:
-    """The objects' fields that have a value."""
-    return [_given(item.to_dict()) for item in objects]
-
-
-def _given(value: Any) -> Any:
-    return {k: _given(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
-
-
-def test_pod():
-    own_volume = {"name": "own", "emptyDir": {}}
-    spawner = kube(volumes=[own_volume], volume_mounts=[{"name": "own", "mountPath": "/own"}], environment={"OWN": "1"})
-    configured = spawner.volumes
-    volumes = [
-        {"name": "data", "mount": "/data", "subpath": "a/{b}"},
-        {"name": "data", "mount": "/again", "read_only": True},
-    ]
-    spawner.apply_launch(
-        spec(
-            volumes=volumes,
-            cpu={"request": 0.5, "limit": 1},
-            memory={"request": "512M", "limit": "1G"},
-            gpu={"limit": 2},
-            env=HARD,
-        )
-    )
-    pod = manifest(spawner)
-    container = pod.containers[0]
-    assert container.image == "image:1"
-    assert container.resources.limits == {"cpu": 1.0, "memory": 1024**3, "nvidia.com/gpu": "2"}
-    assert container.resources.requests == {"cpu": 0.5, "memory": 512 * 1024**2, "nvidia.com/gpu": "2"}
-    assert given(pod.volumes) == [
-        {"name": "own", "empty_dir": {}},
-        {"name": "launch-0", "persistent_volume_claim": {"claimName": "data", "readOnly": False}},
-        {"name": "launch-1", "persistent_volume_claim": {"claimName": "data", "readOnly": True}},
-        {"name": "launch-shm", "empty_dir": {"medium": "Memory"}},
-    ]
-    assert given(container.volume_mounts) == [
-        {"name": "own", "mount_path": "/own"},
-        {"name": "launch-0", "mount_path": "/data", "sub_path": "a/{b}", "read_only": False},
-        {"name": "launch-1", "mount_path": "/again", "sub_path": "", "read_only": True},
-        {"name": "launch-shm", "mount_path": "/dev/shm"},
-    ]
-    env = {variable.name: variable.value for variable in container.env}
-    assert {name: env[name] for name in (*HARD, "OWN", "JUPYTERHUB_ALLOW_TOKEN_IN_URL")} == {
-        **HARD,
-        "OWN": "1",
-        "JUPYTERHUB_ALLOW_TOKEN_IN_URL": "1",
-    }
-    assert configured == [own_volume], "the configuration's own list was changed"
-
-
-def test_pod_with_dicts_in_its_configuration():
-    spawner = kube(volumes={"own": {"name": "own"}}, volume_mounts={"own": {"name": "own", "mountPath": "/own"}})
-    spawner.apply_launch(spec(volumes=[{"name": "data", "mount": "/data"}]))
-    assert list(spawner.volumes) == list(spawner.volume_mounts) == ["own", "launch-0"]
-
-
-def test_default_profile_does_not_undo_the_launch():
-    """KubeSpawner applies profiles inside start, after everything else."""
-    profile = {"display_name": "Big", "default": True, "kubespawner_override": {"image": "profile:1", "cpu_limit": 8}}
-    spawner = kube(profile_list=[profile])
-    spawner.apply_launch(spec(cpu={"limit": 1}))
-    asyncio.run(spawner.load_user_options())
-    assert (spawner.image, spawner.cpu_limit) == ("image:1", 1)
-
-
-def test_docker_container():
-    spawner = Docker(user=user(), hub=_hub(), mounts=[{"type": "bind", "source": "/srv", "target": "/srv"}])
-    volumes = [{"name": "data", "mount": "/data"}, {"name": "data", "mount": "/{again}", "read_only": True}]
-    spawner.apply_launch(spec(volumes=volumes, cpu={"limit": 1}, memory={"limit": "1G"}, env=HARD))
-    assert (spawner.image, spawner.cpu_limit, spawner.mem_limit) == ("image:1", 1, 1024**3)
-    assert [(mount["Source"], mount["Target"], mount["ReadOnly"]) for mount in spawner.mount_binds][1:] == [
-        ("data", "/data", False),
-        ("data", "/{again}", True),
-    ]
-    assert HARD.items() <= spawner.environment.items()
+def apply(spawner: LauncherSpawnerMixin, launch: LaunchSpec) -> None:
+    asyncio.run(spawner.apply_launch(launch))
 
 
 @pytest.mark.parametrize(
     ("spawner", "fields", "named"),
     [
         (Bare, {}, "image"),
-        (Docker, {"gpu": {"limit": 1}}, "gpu"),
-        (Docker, {"volumes": [{"name": "data", "mount": "/data", "subpath": "a"}]}, "volumes"),
+        (WithImage, {"gpu": {"limit": 1}}, "gpu"),
+        (WithImage, {"volumes": [{"name": "data", "mount": "/data"}]}, "volumes"),
+        (WithImage, {"pull_policy": "Always"}, "pull_policy"),
     ],
 )
 def test_what_a_class_has_not_is_refused_by_name(spawner: type[Any], fields: dict[str, Any], named: str):
-    with pytest.raises(HTTPError) as error:
-        spawner(user=user(), hub=_hub()).apply_launch(spec(**fields))
-    assert error.value.status_code == 400
-    assert error.value.jupyterhub_message.startswith(f"{named}: ")  # type: ignore[attr-defined]
+    with pytest.raises(StartFailed) as error:
+        apply(spawner(user=user(), hub=hub()), spec(**fields))
+    assert error.value.failure.refused
+    assert error.value.failure.message.startswith(named)
+
+
+def test_what_any_class_has_is_applied():
+    spawner = WithImage(user=user(), hub=hub(), environment={"OWN": "1"})
+    apply(spawner, spec(cpu={"request": 0.5, "limit": 1}, memory={"limit": "1G"}, env={"A": "{b}"}))
+    assert (spawner.image, spawner.cpu_guarantee, spawner.cpu_limit, spawner.mem_limit) == ("image:1", 0.5, 1, 1024**3)
+    assert spawner.environment == {"OWN": "1", "A": "{b}", "JUPYTERHUB_ALLOW_TOKEN_IN_URL": "1"}
 
 
 def test_token_in_url_can_be_turned_off():
-    spawner = kube(allow_token_in_url=False)
-    spawner.apply_launch(spec())
+    spawner = WithImage(user=user(), hub=hub(), allow_token_in_url=False)
+    apply(spawner, spec())
     assert "JUPYTERHUB_ALLOW_TOKEN_IN_URL" not in spawner.environment
+
+
+def test_a_failed_spawner_that_is_started_again_is_as_it_was_configured():
+    """The Hub does so when somebody tries again on its pages."""
+    spawner = WithImage(user=user(), hub=hub(), environment={"OWN": "1"}, start_timeout=7)
+    spawner._renew()
+    apply(spawner, spec(env={"SECRET": "x"}))
+    spawner._renew()
+    assert (spawner.image, spawner.environment, spawner._start_limit) == ("default", {"OWN": "1"}, 7)
+    assert spawner._spec is None
 
 
 def local(tmp_path: Path, server: str = "", **traits: Any) -> LauncherLocalSpawner:
     spawner = LauncherLocalSpawner(
-        user=user(), hub=_hub(), root_dir=str(tmp_path), orm_spawner=SimpleNamespace(name=server, server=None), **traits
+        user=user(), hub=hub(), root_dir=str(tmp_path), orm_spawner=SimpleNamespace(name=server, server=None), **traits
     )
     spawner._unlink_mounts()
     return spawner
@@ -171,7 +92,7 @@ def local(tmp_path: Path, server: str = "", **traits: Any) -> LauncherLocalSpawn
 def test_local_volumes_are_linked_and_unlinked(tmp_path: Path):
     spawner = local(tmp_path, environments={"image:1": {}})
     home = Path(spawner.home_dir)
-    spawner.apply_launch(spec(volumes=[{"name": "data", "mount": "/home/jovyan/a/b", "subpath": "c"}]))
+    apply(spawner, spec(volumes=[{"name": "data", "mount": "/home/jovyan/a/b", "subpath": "c"}]))
     (home / "a/b/file").write_text("kept")
     assert (tmp_path / "volumes/data/c/file").read_text() == "kept"
     # also after a crash, when nobody has called stop
@@ -183,23 +104,23 @@ def test_local_volumes_are_linked_and_unlinked(tmp_path: Path):
 def test_local_mount_over_something_is_refused(tmp_path: Path):
     spawner = local(tmp_path, environments={"image:1": {}})
     (Path(spawner.home_dir) / "work").mkdir()
-    with pytest.raises(HTTPError, match="400"):
-        spawner.apply_launch(spec(volumes=[{"name": "data", "mount": "/home/jovyan/work"}]))
+    with pytest.raises(StartFailed):
+        apply(spawner, spec(volumes=[{"name": "data", "mount": "/home/jovyan/work"}]))
     assert (Path(spawner.home_dir) / "work").is_dir()
 
 
 def test_local_limits_may_be_ignored(tmp_path: Path):
     spawner = local(tmp_path, environments={"image:1": {}}, ignored_fields=["cpu", "memory", "gpu"])
-    spawner.apply_launch(spec(cpu={"limit": 1}, memory={"limit": "1G"}, gpu={"limit": 1}))
+    apply(spawner, spec(cpu={"limit": 1}, memory={"limit": "1G"}, gpu={"limit": 1}))
 
 
 def test_local_mounts_inside_one_another_are_refused(tmp_path: Path):
     spawner = local(tmp_path, environments={"image:1": {}})
     volumes = [{"name": "a", "mount": "/home/jovyan/x"}, {"name": "b", "mount": "/home/jovyan/x/y"}]
     for order in (volumes, volumes[::-1]):
-        with pytest.raises(HTTPError) as error:
-            spawner.apply_launch(spec(volumes=order))
-        assert "inside another" in error.value.jupyterhub_message  # type: ignore[attr-defined]
+        with pytest.raises(StartFailed) as error:
+            apply(spawner, spec(volumes=order))
+        assert "inside another" in error.value.failure.message
     assert list(Path(spawner.home_dir).iterdir()) == []
 
 

@@ -3,5 +3,10 @@
 Each is imported only where it is used, so that no engine needs the packages of another.
 """
 
-ENGINES = {"local": "jhlauncher.engines.local.LauncherLocalSpawner"}
+ENGINES = {
+    "local": "jhlauncher.engines.local.LauncherLocalSpawner",
+    "docker": "jhlauncher.engines.docker.LauncherDockerSpawner",
+    "swarm": "jhlauncher.engines.swarm.LauncherSwarmSpawner",
+    "kubernetes": "jhlauncher.engines.kubernetes.LauncherKubeSpawner",
+}
 """The spawner class of each engine."""

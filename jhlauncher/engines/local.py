@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import subprocess
+from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jupyterhub.spawner import SimpleLocalProcessSpawner
-from traitlets import Dict, List, Unicode, default
+from traitlets import Bool, Dict, List, Unicode, default, observe
 
+from ..failures import MAX_LINES, Evidence, Failure, ended
 from ..models import Cpu, Gpu, Memory, Volume
 from ..spawner import LauncherSpawnerMixin
 
@@ -18,8 +22,13 @@ class LauncherLocalSpawner(LauncherSpawnerMixin, SimpleLocalProcessSpawner):  # 
     """The ``local`` engine: servers as processes of the Hub's own user, for people who trust each other.
 
     There is no isolation between users (see `SimpleLocalProcessSpawner`). An image is a name in `environments`, a
-    volume a folder below `volumes_dir`, linked at its mount in the server's home.
+    volume a folder below `volumes_dir`, linked at its mount in the server's home. What a server prints is in a file
+    below `root_dir`, that of the latest start.
     """
+
+    if TYPE_CHECKING:
+        popen_kwargs: dict[str, Any]
+        proc: subprocess.Popen[bytes]
 
     environments = Dict(
         help="""What the images are: {name: {"cmd": [...], "environment": {...}}}; both keys may be left out.
@@ -31,6 +40,9 @@ class LauncherLocalSpawner(LauncherSpawnerMixin, SimpleLocalProcessSpawner):  # 
         help="Folder for the homes and volumes. Default: $XDG_DATA_HOME/jhlauncher or ~/.local/share/jhlauncher."
     ).tag(config=True)
     volumes_dir = Unicode(help="Folder with one folder per volume. Default: volumes below root_dir.").tag(config=True)
+    create_volumes = Bool(
+        True, help="Make the folders of volumes that do not exist, whether or not the policy has create_volumes."
+    ).tag(config=True)
     home_mount = Unicode(
         "/home/jovyan",
         help="Mounts below this path appear in the server's home; others can't be had on this engine.",
@@ -71,12 +83,42 @@ class LauncherLocalSpawner(LauncherSpawnerMixin, SimpleLocalProcessSpawner):  # 
     async def start(self) -> Any:
         """Start with only this launch's mounts."""
         self._unlink_mounts()
-        return await super().start()
+        self._made = asyncio.Event()
+        self._log_file.parent.mkdir(parents=True, exist_ok=True)
+        with self._log_file.open("wb") as log:
+            self.popen_kwargs = {"stdout": log, "stderr": subprocess.STDOUT, **self.popen_kwargs}
+            return await super().start()
+
+    async def watch_start(self) -> Failure:
+        """The process tells of its end by itself."""
+        await self._made.wait()
+        return ended(await _exit_code(self.proc), out_of_memory=False)
+
+    @observe("proc")
+    def _proc_changed(self, change: Any) -> None:
+        if change.new:
+            self._made.set()
+
+    async def explain(self, error: Exception) -> Failure | None:
+        """The command could not be run."""
+        if isinstance(error, OSError):
+            message = f"The server's command {' '.join(self.cmd)} could not be run: {error.strerror}."
+            return Failure(reason="start_failed", message=message)
+        return None
+
+    async def collect_evidence(self) -> Evidence:
+        """What it printed."""
+        try:
+            with self._log_file.open(errors="replace") as log:
+                return Evidence(log=[line.rstrip("\n") for line in deque(log, MAX_LINES)])
+        except FileNotFoundError:
+            return Evidence()
 
     def apply_image(self, image: str) -> None:
         """Run the command, with the environment, that the table has for this name."""
         if image not in self.environments:
-            self.refuse("image", f"{image} is not one of this Hub's images: {', '.join(self.environments)}")
+            known = ", ".join(self.environments)
+            self.refuse("image", f"{image} is not one of this Hub's images: {known}", reason="image_not_found")
         entry = self.environments[image]
         if "cmd" in entry:
             self.cmd = entry["cmd"]
@@ -96,17 +138,20 @@ class LauncherLocalSpawner(LauncherSpawnerMixin, SimpleLocalProcessSpawner):  # 
 
     def apply_volumes(self, volumes: list[Volume]) -> None:
         """Link the volumes' folders into the home."""
+        for volume in volumes:
+            if not (self.create_volumes or volume.create or Path(self.volumes_dir, volume.name).is_dir()):
+                raise self.volume_missing(volume.name)
         links = {self._link(volume): self._folder(volume) for volume in volumes}
-        for link, folder in links.items():
+        for link in links:
             if not links.keys().isdisjoint(link.parents):
                 self.refuse("volumes", f"the local engine can't mount one volume inside another, at {link.name}")
             if link.exists() or link.is_symlink():
                 self.refuse("volumes", f"there is something at {link.name} in the server's home already")
-            folder.mkdir(parents=True, exist_ok=True)
             link.parent.mkdir(parents=True, exist_ok=True)
         self._links_file.parent.mkdir(parents=True, exist_ok=True)
         self._links_file.write_text(json.dumps([str(link) for link in links]))
         for link, folder in links.items():
+            folder.mkdir(parents=True, exist_ok=True)
             link.symlink_to(folder)
 
     def _ignore_or_refuse(self, field: str) -> None:
@@ -125,6 +170,11 @@ class LauncherLocalSpawner(LauncherSpawnerMixin, SimpleLocalProcessSpawner):  # 
         return Path(self.home_dir, volume.mount.removeprefix(prefix))
 
     @property
+    def _log_file(self) -> Path:
+        """What the latest start of this server has printed."""
+        return Path(self.root_dir, "logs", self.escaped_name, f"{self._folder_name}.log")
+
+    @property
     def _links_file(self) -> Path:
         """The links of the latest launch, so that the next one can remove them even after a crash."""
         return Path(self.root_dir, "links", self.escaped_name, f"{self._folder_name}.json")
@@ -139,3 +189,22 @@ class LauncherLocalSpawner(LauncherSpawnerMixin, SimpleLocalProcessSpawner):  # 
             if link.is_symlink():
                 link.unlink()
         self._links_file.unlink()
+
+
+async def _exit_code(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the end of a process."""
+    loop = asyncio.get_running_loop()
+    try:
+        handle = os.pidfd_open(process.pid)
+    except (AttributeError, OSError):  # not Linux: nothing tells
+        while process.poll() is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
+        return process.returncode
+    gone = asyncio.Event()
+    loop.add_reader(handle, gone.set)
+    try:
+        await gone.wait()
+    finally:
+        loop.remove_reader(handle)
+        os.close(handle)
+    return process.wait()

@@ -1,0 +1,345 @@
+"""The ``docker`` engine: a server is a container on one host."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from docker.errors import APIError, DockerException, NotFound
+from docker.types import Mount
+from docker.utils import version_lt
+from dockerspawner import DockerSpawner
+from traitlets import Dict
+
+from ..failures import Evidence, Failure, StartFailed, ended, pull_failure
+from ..models import Cpu, Gpu, LaunchSpec, Memory, Volume, format_bytes
+from ..spawner import LauncherSpawnerMixin
+from .docker_events import ContainerEvents
+from .fresh_volumes import give_fresh_volumes
+from .pulling import PullFailed, pull
+
+SUBPATH_API = "1.45"
+"""The first version of Docker's API that can mount a part of a volume (Docker Engine 26)."""
+
+_threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="docker-slow")
+"""For calls that may take long; DockerSpawner's one thread is everybody's."""
+
+
+class DockerLaunch(LauncherSpawnerMixin):
+    """What a launch means for DockerSpawner and its descendants.
+
+    What was launched is written into the very request that makes the container, so that neither templates nor the
+    administrator's ``extra_host_config`` and ``extra_create_kwargs`` can change it.
+    """
+
+    if TYPE_CHECKING:
+        client: Any
+        image: str
+        remove: bool
+        object_id: str
+        object_name: str
+        pull_policy: str
+        mem_limit: int
+        cpu_limit: float
+        cmd: list[str]
+
+        async def get_object(self) -> Any: ...
+
+    pull_secrets = Dict(
+        help="""Credentials that the policy's pull_secrets name: {name: {"username": ..., "password": ...}}.
+
+        Images that need none of these are pulled as the Docker client of the Hub is configured.
+        """
+    ).tag(config=True)
+
+    _events: ContainerEvents | None = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._started = asyncio.Event()
+        self._credentials: dict[str, str] | None = None
+        self._launched = False
+
+    # -- what
+
+    async def apply_launch(self, spec: LaunchSpec) -> None:
+        """Apply the spec to a container of its own, which is removed with the server.
+
+        An administrator who keeps users' containers (``remove = False``) keeps those of plain starts: a launch has
+        its own beside them.
+        """
+        await super().apply_launch(spec)
+        if not self.remove:
+            self.object_name = f"{self.object_name}-launch"
+        self._keep_launched()
+
+    def _keep_launched(self) -> None:
+        self._launched = True
+        self.remove = True
+
+    def get_state(self) -> dict[str, Any]:
+        """Remember that the container is a launch's, over a restart of the Hub."""
+        return {**super().get_state(), **({"launched": True} if self._launched else {})}  # type: ignore[misc]
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """A launch's container is removed with the server."""
+        super().load_state(state)  # type: ignore[misc]
+        if state.get("launched"):
+            self._keep_launched()
+
+    def apply_pull(self, spec: LaunchSpec) -> None:
+        """Pull as the policy says."""
+        if spec.pull_policy:
+            self.pull_policy = spec.pull_policy.lower()
+        if spec.pull_secrets:
+            known = [self.pull_secrets[name] for name in spec.pull_secrets if name in self.pull_secrets]
+            if not known:
+                names = ", ".join(spec.pull_secrets)
+                self.refuse("pull_secrets", f"{type(self).__name__}.pull_secrets has no {names} that the policy names")
+            self._credentials = known[0]
+
+    async def apply_cpu(self, cpu: Cpu) -> None:
+        """The limit is a quota; a request, as Kubernetes has it, a weight when CPUs are short."""
+        self._set_given("cpu", cpu_limit=cpu.limit)
+        await self._check_capacity("cpu", max(cpu.request or 0, cpu.limit or 0))
+
+    async def apply_memory(self, memory: Memory) -> None:
+        """The limit is hard; a request is what the container is pressed down to when memory is short."""
+        self._set_given("memory", mem_limit=memory.limit)
+        await self._check_capacity("memory", max(memory.request or 0, memory.limit or 0))
+
+    async def _check_capacity(self, field: str, asked: float) -> None:
+        """Docker itself would start it, and let it believe that it has what nobody has."""
+        capacity = await self._capacity(field)
+        if asked > capacity:
+            has = f"{capacity:g} CPUs" if field == "cpu" else f"{capacity / 1024**3:.1f}G"
+            message = f"{field}: no machine here has as much as was asked for; the largest has {has}. Ask for less."
+            raise StartFailed(Failure(reason="unschedulable", message=message))
+
+    async def _capacity(self, field: str) -> float:
+        """What the host has."""
+        info = await self.docker("info")
+        return float(info["NCPU"] if field == "cpu" else info["MemTotal"])
+
+    def apply_gpu(self, gpu: Gpu) -> None:
+        """Has no trait; `_shape` asks Docker for the devices."""
+
+    def apply_volumes(self, volumes: list[Volume]) -> None:
+        """Has no trait; `_shape` mounts them."""
+        if any(volume.subpath for volume in volumes) and version_lt(self.client.api_version, SUBPATH_API):
+            self.refuse("volumes", "this Docker Engine can't mount a subpath; version 26 and later can")
+
+    async def check_volumes(self, volumes: list[Volume]) -> None:
+        """Docker would make a missing volume without a word."""
+        missing = []
+        for volume in {volume.name: volume for volume in volumes}.values():
+            try:
+                await self.docker("inspect_volume", volume.name)
+            except NotFound:
+                if not volume.create:
+                    raise self.volume_missing(volume.name) from None
+                missing.append(volume)
+        for volume in missing:
+            await self._create_volume(volume)
+
+    async def _create_volume(self, volume: Volume) -> None:
+        assert volume.create  # noqa: S101  (for mypy)
+        self.step(f"Creating the volume {volume.name}", "starting")
+        labels = {"app.kubernetes.io/managed-by": "jhlauncher", "hub.jupyter.org/username": self.user.name}
+        try:
+            await self.docker("create_volume", volume.name, volume.create.driver, volume.create.driver_options, labels)
+        except APIError as error:
+            message = f"The volume {volume.name} could not be made: {error.explanation}"
+            raise StartFailed(Failure(reason="volume_failed", message=message)) from error
+
+    def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """A call to Docker in DockerSpawner's thread."""
+        if method == "create_container":
+            self._shape(kwargs)
+        return super().docker(method, *args, **kwargs)  # type: ignore[misc]
+
+    def _shape(self, kwargs: dict[str, Any]) -> None:
+        """The last word on the container that is about to be made."""
+        host = kwargs["host_config"]
+        if self.remove:
+            host["AutoRemove"] = False  # its log and exit code are wanted first; `remove_remains` removes it
+        spec = self._spec
+        if not spec:
+            return
+        kwargs["image"] = self.image
+        kwargs["environment"] = _with_env(kwargs.get("environment") or {}, self.launch_env())
+        if spec.cpu:
+            host.pop("NanoCpus", None)
+            host.pop("CpuShares", None)
+            if spec.cpu.limit:
+                host.update(CpuPeriod=100_000, CpuQuota=int(spec.cpu.limit * 100_000))
+            if spec.cpu.request:
+                host["CpuShares"] = max(2, int(spec.cpu.request * 1024))
+        if spec.memory:
+            for key, value in _memory(spec.memory).items():
+                host[key] = value
+        if spec.gpu and spec.gpu.count:
+            host["DeviceRequests"] = [{"Driver": "", "Count": spec.gpu.count, "Capabilities": [["gpu"]]}]
+        if spec.volumes:
+            self._shape_mounts(kwargs, host, spec.volumes)
+
+    def _shape_mounts(self, kwargs: dict[str, Any], host: dict[str, Any], volumes: list[Volume]) -> None:
+        """Mount the launch's volumes; what else would be mounted at the same place gives way."""
+        targets = {volume.mount for volume in volumes}
+        host["Mounts"] = [mount for mount in host.get("Mounts") or [] if mount["Target"].rstrip("/") not in targets]
+        host["Mounts"] += [docker_mount(volume) for volume in volumes]
+        host["Binds"] = [bind for bind in host.get("Binds") or [] if _target(bind) not in targets]
+        kwargs["volumes"] = [path for path in kwargs.get("volumes") or [] if path.rstrip("/") not in targets]
+
+    # -- a start
+
+    async def pull_image(self, image: str) -> None:
+        """Pull the image as `pull_policy` says, telling how far it is."""
+        policy = self.pull_policy.lower()
+        if policy == "skip":
+            return
+        try:
+            await self.docker("inspect_image", image)
+        except NotFound:
+            if policy == "never":
+                message = f"The image {image} is not on this host, and the pull policy is to pull none."
+                raise StartFailed(Failure(reason="image_not_found", message=message)) from None
+        else:
+            if policy != "always":
+                return
+
+        def report(done: float) -> None:
+            self.step(f"Pulling the image {image}: {done:.0%}", "pulling", done)
+
+        try:
+            await pull(self.client, image, self._credentials, report)
+        except PullFailed as error:
+            raise StartFailed(pull_failure(image, str(error))) from error
+
+    async def get_command(self) -> list[str]:
+        """What to run: the configuration's command, or else the image's."""
+        if not self.cmd and not (await self.docker("inspect_image", self.image))["Config"].get("Cmd"):
+            message = f"The image {self.image} has no command of its own; use another, or set Spawner.cmd."
+            raise StartFailed(Failure(reason="start_failed", message=message))
+        command: list[str] = await super().get_command()  # type: ignore[misc]
+        return command
+
+    async def create_object(self) -> Any:
+        """Make the container."""
+        self.step("Creating the container", "creating")
+        return await super().create_object()  # type: ignore[misc]
+
+    async def start_object(self) -> None:
+        """Start the container."""
+        if self._spec:
+            await self._slow(give_fresh_volumes, self.client, self.object_id, self._spec.volumes)
+        self.step("Starting the container", "creating", 0.5)
+        await super().start_object()  # type: ignore[misc]
+        self._started.set()
+
+    async def watch_start(self) -> Failure:
+        """Docker tells when the container ends."""
+        await self._started.wait()
+        cls = type(self)
+        if cls._events is None:
+            cls._events = ContainerEvents(self.client, self.log)
+        with cls._events.bell(self.object_name) as bell:
+            while True:
+                rung = bell.listen()
+                failure = await self._end()
+                if failure:
+                    return failure
+                with suppress(TimeoutError):  # a stream may be dead without anybody's notice
+                    await asyncio.wait_for(rung.wait(), 30)
+
+    async def _end(self) -> Failure | None:
+        """How the container that was started has ended; None if it runs, or was not started."""
+        if not self._started.is_set():
+            return None
+        try:
+            state = (await self.docker("inspect_container", self.object_id))["State"]
+        except NotFound:
+            return Failure(reason="start_failed", message="Somebody removed the container while it was starting.")
+        return None if state["Running"] else self._ended(state)
+
+    def _ended(self, state: dict[str, Any]) -> Failure:
+        limit = f" (limit: {format_bytes(self.mem_limit)})" if self.mem_limit else ""
+        return ended(state["ExitCode"], out_of_memory=state["OOMKilled"], limit=limit)
+
+    async def explain(self, error: Exception) -> Failure | None:
+        """What Docker's refusal means; or what became of the container, which explains most other errors."""
+        if isinstance(error, APIError):
+            return _explain(self.image, str(error.explanation or error))
+        if isinstance(error, DockerException | OSError):
+            return Failure(reason="start_failed", message=f"The Docker Engine does not answer: {error}")
+        return await self._end()
+
+    async def collect_evidence(self) -> Evidence:
+        """The container's log and state."""
+        try:
+            state = (await self.docker("inspect_container", self.object_id or self.object_name))["State"]
+            log = await self._slow(self.client.logs, self.object_id, tail=50)
+        except NotFound:
+            return Evidence()
+        events = [f"Container {state['Status']}"]
+        if state["Error"]:
+            events.append(state["Error"])
+        exit_code = None if state["Running"] or state["Status"] == "created" else state["ExitCode"]
+        return Evidence(exit_code=exit_code, log=log.decode(errors="replace").splitlines(), events=events)
+
+    async def remove_remains(self) -> None:
+        """The container, unless the administrator keeps containers, and its anonymous volumes."""
+        if self.remove and await self.get_object():
+            with suppress(NotFound):
+                await self.docker("remove_container", self.object_id, v=True, force=True)
+
+    async def _slow(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """A call that may take long, in a thread that blocks nobody."""
+        return await asyncio.get_running_loop().run_in_executor(_threads, lambda: function(*args, **kwargs))
+
+
+class LauncherDockerSpawner(DockerLaunch, DockerSpawner):  # type: ignore[misc]
+    """The ``docker`` engine: servers as containers on one Docker host (see `DockerSpawner`)."""
+
+
+def docker_mount(volume: Volume) -> Mount:
+    """A named volume, as Docker's API has it."""
+    options = {"subpath": volume.subpath} if volume.subpath else {}
+    return Mount(volume.mount, volume.name, type="volume", read_only=volume.read_only, **options)
+
+
+def _memory(memory: Memory) -> dict[str, int]:
+    """Bytes, in the words of Docker's API. Swap would be memory beyond the limit."""
+    limit = {"Memory": memory.limit, "MemorySwap": memory.limit} if memory.limit else {}
+    return {**limit, **({"MemoryReservation": memory.request} if memory.request else {})}
+
+
+def _with_env(environment: Any, env: dict[str, str]) -> Any:
+    """An environment with these variables; docker-py takes a dict or a list."""
+    if isinstance(environment, dict):
+        return {**environment, **env}
+    others = [item for item in environment if item.partition("=")[0] not in env]
+    return others + [f"{name}={value}" for name, value in env.items()]
+
+
+def _target(bind: str) -> str:
+    """Where ``source:target[:mode]`` is mounted."""
+    return bind.split(":")[1].rstrip("/")
+
+
+def _explain(image: str, text: str) -> Failure:
+    """What the engine's refusal of a container means."""
+    lower = text.lower()
+    if "no such image" in lower:
+        return pull_failure(image, text)
+    if "minimum memory limit" in lower:
+        return Failure(reason="refused_by_hub", message=f"memory: {text}", refused=True)
+    if "device driver" in lower or "no suitable node" in lower:
+        return Failure(reason="unschedulable", message=f"No machine here has what was asked for: {text}")
+    if "memory limit too low" in lower or "oom-killed" in lower:
+        return ended(None, out_of_memory=True)
+    if "volume" in lower or "mount" in lower:
+        return Failure(reason="volume_failed", message=f"A volume could not be mounted: {text}")
+    return Failure(reason="start_failed", message=f"The Docker Engine did not start the container: {text}")
