@@ -98,7 +98,9 @@ class RealHub:
         self.url = f"{self.origin}{base_url}"
         self.api_url = f"http://127.0.0.1:{self.hub_port}{base_url}hub/api"
         self.launcher_url = f"{self.url}services/launcher/"
-        (folder / "jhlauncher_config.py").write_text("c = get_config()\nc.Hub.auth_cache_seconds = 1\n")
+        (folder / "jhlauncher_config.py").write_text(
+            "c = get_config()\nc.Hub.auth_cache_seconds = 1\n" + snippets.get("service", "")
+        )
         (folder / "jupyterhub_config.py").write_text(
             _CONFIG.format(
                 folder=str(folder),

@@ -1,0 +1,339 @@
+"""A real Hub for each engine, what the tests need of the engine, and whether it is there at all."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import io
+import json
+import os
+import secrets
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import docker
+import jupyterhub
+import yaml
+from kubernetes_asyncio import client as kube
+from kubernetes_asyncio import config as kube_config
+from kubernetes_asyncio import utils as kube_utils
+
+from tests.real_hub import RealHub
+
+REPOSITORY = Path(__file__).parent.parent.parent
+
+POLICY = """
+everything = {"callers": ["service:*"], "images": ["*"], "volumes": ["*"], "env": ["*"],
+              "cpu": None, "memory": None, "gpu": None}
+c.Policy.rules = [
+    {"name": "makers", "users": ["maker*"], "create_volumes": {"size": "16M"}, **everything},
+    {"name": "never-pull", "users": ["never-pull*"], "pull_policy": "Never", **everything},
+    {"name": "pull-secrets", "users": ["pull-secrets*"], "pull_secrets": ["registry"], **everything},
+    {"name": "others", **everything},
+]
+"""
+HOOK = """
+engine_hook = c.Spawner.pre_spawn_hook
+def impatient(spawner):
+    engine_hook(spawner)
+    if spawner.user.name.startswith("silent"):
+        spawner.http_timeout = 3
+
+c.Spawner.pre_spawn_hook = impatient
+c.Spawner.start_timeout = 60
+"""
+
+CRASHING = """
+import os
+print("the token is", os.environ["JUPYTERHUB_API_TOKEN"], "and the secret", os.environ.get("SECRET_WORD"))
+1 / 0
+"""
+DOCKERFILES = {
+    "other": 'ENV WHICH_IMAGE="other"',
+    "crashing": f"CMD {json.dumps(['python3', '-c', CRASHING])}",
+    "silent": 'CMD ["sleep", "300"]',
+}
+
+
+class EngineHub(RealHub):
+    """A Hub on an engine.
+
+    ``images`` has the names of: an image that works, ``other`` that works too, one whose server crashes, and one that
+    never listens.
+    """
+
+    engine: str
+    images: dict[str, str]
+    home = "/home/jovyan"
+
+    def __init__(self, folder: Path, after: str = "", **snippets: str) -> None:
+        self.id = f"t{secrets.token_hex(3)}"
+        install = f'engine="{self.engine}"'
+        super().__init__(folder, install=install, service=POLICY, after=HOOK + after, **snippets)
+
+    def volume(self, name: str) -> str:
+        """The name of a volume of this Hub's own."""
+        return f"{self.id}-{name}"
+
+    async def create_volume(self, name: str) -> None:
+        """Have a volume, as an administrator makes one."""
+        raise NotImplementedError
+
+    async def has_volume(self, name: str) -> bool:
+        raise NotImplementedError
+
+    async def remains(self) -> list[str]:
+        """What is there of this Hub's servers: containers, services, pods, processes."""
+        raise NotImplementedError
+
+    async def clean(self) -> None:
+        """Stop all servers, and remove what the tests have made."""
+        _, users = await self.api("GET", "/users")
+        await asyncio.gather(
+            *(self.stop(user["name"], server) for user in users for server in user.get("servers") or {})
+        )
+
+    async def stop(self, user: str, server: str = "") -> None:
+        query = f"?username={user}&server_name={server}"
+        status, error = await self.launcher("DELETE", query)
+        assert status in (200, 400), error
+
+
+class LocalHub(EngineHub):
+    engine = "local"
+    images = {"image": "plain", "other": "other", "crashing": "crashing", "silent": "silent"}
+
+    async def create_volume(self, name: str) -> None:
+        (self.folder / "servers/volumes" / name).mkdir(parents=True)
+
+    async def has_volume(self, name: str) -> bool:
+        return (self.folder / "servers/volumes" / name).is_dir()
+
+    async def remains(self) -> list[str]:
+        """Processes that still have this Hub's folder as their home."""
+        found = []
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if f"HOME={self.folder}/servers".encode() in environ.read_bytes():
+                    found.append((environ.parent / "cmdline").read_text().replace("\0", " "))
+            except OSError:
+                pass
+        return found
+
+
+class DockerHub(EngineHub):
+    engine = "docker"
+
+    def __init__(self, folder: Path, after: str = "") -> None:
+        self.docker = docker.APIClient(**docker.utils.kwargs_from_env(), version="auto")
+        self.images = test_images(self.docker)
+        super().__init__(folder)
+        ip = os.environ["JHLAUNCHER_TEST_HUB_IP"]
+        with (folder / "jupyterhub_config.py").open("a") as config:
+            config.write(f"""
+c.JupyterHub.hub_ip = "0.0.0.0"
+c.JupyterHub.hub_connect_ip = {ip!r}
+c.DockerSpawner.use_internal_ip = True
+c.DockerSpawner.prefix = {self.id!r}
+c.DockerSpawner.image = {self.images["image"]!r}
+{after}
+""")
+
+    async def create_volume(self, name: str) -> None:
+        self.docker.create_volume(name)
+
+    async def has_volume(self, name: str) -> bool:
+        return any(volume["Name"] == name for volume in self.docker.volumes()["Volumes"] or ())
+
+    async def remains(self) -> list[str]:
+        containers = self.docker.containers(all=True, filters={"name": f"^/{self.id}-"})
+        return [name for container in containers for name in container["Names"]]
+
+    async def clean(self) -> None:
+        await super().clean()
+        for volume in self.docker.volumes()["Volumes"] or ():
+            if volume["Name"].startswith(self.id):
+                self.docker.remove_volume(volume["Name"])
+
+
+class SwarmHub(DockerHub):
+    """The Hub is in a container on the overlay network: servers are reached by their services' names only."""
+
+    engine = "swarm"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.hub_image = hub_image(self.docker)
+        self._network = f"{self.id}-net"
+        with (folder / "jupyterhub_config.py").open("a") as config:
+            config.write(f"""
+c.JupyterHub.bind_url = c.JupyterHub.bind_url.replace("127.0.0.1", "0.0.0.0")
+c.JupyterHub.hub_connect_ip = "{self.id}-hub"
+c.SwarmSpawner.network_name = {self._network!r}
+c.LauncherSwarmSpawner.scheduling_timeout = 3
+""")
+
+    def command(self) -> list[str]:
+        port = self.origin.rpartition(":")[2]
+        where = ["--network", self._network, "--publish", f"127.0.0.1:{port}:{port}", "--workdir", str(self.folder)]
+        mounts = ["-v", f"{self.folder}:{self.folder}", "-v", "/var/run/docker.sock:/var/run/docker.sock"]
+        hub = ["jupyterhub", "--config", "jupyterhub_config.py"]
+        return ["docker", "run", "--rm", "--init", "--name", f"{self.id}-hub", *where, *mounts, self.hub_image, *hub]
+
+    @contextmanager
+    def running(self) -> Iterator[RealHub]:
+        self.docker.create_network(self._network, driver="overlay", attachable=True)
+        try:
+            with super().running() as hub:
+                yield hub
+        finally:
+            self.docker.remove_network(self._network)
+
+    async def remains(self) -> list[str]:
+        services = [service["Spec"]["Name"] for service in self.docker.services(filters={"name": f"{self.id}-"})]
+        return services + [name for name in await super().remains() if not name.endswith("-hub")]
+
+
+class KubernetesHub(EngineHub):
+    """The Hub has a namespace of its own, and the rights in it that ``etc/kubernetes/rbac.yaml`` gives."""
+
+    engine = "kubernetes"
+
+    def __init__(self, folder: Path, after: str = "", without: tuple[str, str] | None = None) -> None:
+        """``without``: a resource and a verb that the Hub may not."""
+        self.docker = docker.APIClient(**docker.utils.kwargs_from_env(), version="auto")
+        self.images = test_images(self.docker)
+        self._without = without
+        super().__init__(folder)
+        with (folder / "jupyterhub_config.py").open("a") as config:
+            config.write(f"""
+c.JupyterHub.hub_ip = "0.0.0.0"
+c.JupyterHub.hub_connect_ip = {os.environ["JHLAUNCHER_TEST_HUB_IP"]!r}
+c.KubeSpawner.namespace = {self.id!r}
+c.KubeSpawner.image = {self.images["image"]!r}
+c.LauncherKubeSpawner.scheduling_timeout = 3
+os.environ["KUBECONFIG"] = {str(folder / "kubeconfig")!r}
+{after}
+""")
+
+    @contextmanager
+    def running(self) -> Iterator[RealHub]:
+        asyncio.run(self._as_administrator(self._prepare))
+        try:
+            with super().running() as hub:
+                yield hub
+        finally:
+            asyncio.run(self._as_administrator(lambda api: api.delete_namespace(self.id)))
+
+    async def _as_administrator(self, action: Callable[[Any], Awaitable[Any]]) -> Any:
+        configuration = type.__call__(kube.Configuration)
+        await kube_config.load_kube_config(client_configuration=configuration)
+        async with kube.ApiClient(configuration) as api:
+            return await action(kube.CoreV1Api(api))
+
+    async def _prepare(self, api: Any) -> None:
+        await api.create_namespace({"metadata": {"name": self.id}})
+        documents = list(yaml.safe_load_all((REPOSITORY / "etc/kubernetes/rbac.yaml").read_text()))
+        for document in documents:
+            if document["kind"] == "Role" and self._without:
+                resource, verb = self._without
+                rule = next(rule for rule in document["rules"] if rule["resources"] == [resource])
+                rule["verbs"].remove(verb)
+                document["rules"] = [rule for rule in document["rules"] if rule["verbs"]]
+            await kube_utils.create_from_dict(api.api_client, document, namespace=self.id)
+        token = await api.create_namespaced_service_account_token("hub", self.id, {"spec": {"expirationSeconds": 7200}})
+        write_kubeconfig(self.folder / "kubeconfig", token.status.token)
+
+    async def create_volume(self, name: str) -> None:
+        claim = {
+            "metadata": {"name": name},
+            "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "16M"}}},
+        }
+        await self._as_administrator(lambda api: api.create_namespaced_persistent_volume_claim(self.id, claim))
+
+    async def has_volume(self, name: str) -> bool:
+        claims = await self._as_administrator(lambda api: api.list_namespaced_persistent_volume_claim(self.id))
+        return any(claim.metadata.name == name for claim in claims.items)
+
+    async def remains(self) -> list[str]:
+        found = await self._as_administrator(lambda api: api.list_namespaced_pod(self.id))
+        return [pod.metadata.name for pod in found.items]
+
+    async def set_quota(self, pods: int) -> None:
+        quota = {"metadata": {"name": "quota"}, "spec": {"hard": {"pods": str(pods)}}}
+        await self._as_administrator(lambda api: api.create_namespaced_resource_quota(self.id, quota))
+
+
+def write_kubeconfig(path: Path, token: str) -> None:
+    """The administrator's, with another user's token."""
+    content = yaml.safe_load(Path(os.environ["KUBECONFIG"].split(os.pathsep)[0]).read_text())
+    context = next(c["context"] for c in content["contexts"] if c["name"] == content["current-context"])
+    content["users"] = [{"name": context["user"], "user": {"token": token}}]
+    path.write_text(yaml.safe_dump(content))
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Test processes build no image twice at the same time."""
+    with Path("/tmp/jhlauncher-test-images.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def test_images(client: Any) -> dict[str, str]:
+    """Images on the base of JHLAUNCHER_TEST_IMAGE."""
+    base = os.environ["JHLAUNCHER_TEST_IMAGE"]
+    images = {"image": base}
+    with _one_at_a_time():
+        for name, line in DOCKERFILES.items():
+            images[name] = f"jhlauncher-test:{name}"
+            _build(client, images[name], fileobj=io.BytesIO(f"FROM {base}\n{line}\n".encode()))
+    return images
+
+
+test_images.__test__ = False  # type: ignore[attr-defined]
+
+
+def hub_image(client: Any) -> str:
+    """The image that etc/docker/Dockerfile describes, with the versions that are tested here."""
+    base = os.environ.get("JHLAUNCHER_TEST_BASE_IMAGE", "debian-python:test")
+    old = jupyterhub.version_info[0] < 6
+    name = f"jhlauncher-hub:{'oldest' if old else 'newest'}"
+    arguments = {"BASE_IMAGE": base, "EXTRAS": "swarm", "LOCK": f"requirements/{'oldest' if old else 'lock'}.txt"}
+    certificates = "/etc/ssl/certs/ca-certificates.crt"
+    with _one_at_a_time():
+        _build(
+            client,
+            name,
+            path=str(REPOSITORY),
+            dockerfile="etc/docker/Dockerfile",
+            buildargs={**arguments, "PIP_CERT": certificates},
+            network_mode="host",
+        )
+    return name
+
+
+def _build(client: Any, tag: str, **source: Any) -> None:
+    log = list(client.build(tag=tag, rm=True, decode=True, **source))
+    errors = [event["error"] for event in log if "error" in event]
+    assert not errors, "".join(event.get("stream", "") for event in log[-30:]) + errors[0]
+
+
+HUBS: dict[str, type[EngineHub]] = {hub.engine: hub for hub in (LocalHub, DockerHub, SwarmHub, KubernetesHub)}
+
+
+def missing(engine: str) -> str:
+    """Why an engine can't be tested here; empty if it can."""
+    needs = {
+        "local": [],
+        "docker": ["DOCKER_HOST", "JHLAUNCHER_TEST_IMAGE", "JHLAUNCHER_TEST_HUB_IP"],
+        "swarm": ["DOCKER_HOST", "JHLAUNCHER_TEST_IMAGE", "JHLAUNCHER_TEST_HUB_IP", "JHLAUNCHER_TEST_SWARM"],
+        "kubernetes": ["KUBECONFIG", "DOCKER_HOST", "JHLAUNCHER_TEST_IMAGE", "JHLAUNCHER_TEST_HUB_IP"],
+    }[engine]
+    unset = [name for name in needs if not os.environ.get(name)]
+    if engine == "local" and sys.platform != "linux":
+        return "the local engine's remains are looked for in /proc"
+    return f"the environment names no {engine} engine: {', '.join(unset)} not set" if unset else ""
