@@ -12,7 +12,7 @@ from kubernetes_asyncio import client
 from kubernetes_asyncio.client import ApiException
 from kubespawner import KubeSpawner
 from kubespawner.slugs import safe_slug
-from traitlets import Float, Unicode
+from traitlets import Float, Unicode, default
 
 from ..failures import Evidence, Failure, StartFailed
 from ..models import Gpu, LaunchSpec, Volume, format_bytes
@@ -53,6 +53,11 @@ class KubernetesLaunch(LauncherSpawnerMixin):
     gpu_resource = Unicode("nvidia.com/gpu", help="The extended resource that GPUs are in this cluster.").tag(
         config=True
     )
+
+    @default("fs_gid")
+    def _default_fs_gid(self) -> int:
+        """Volumes belong to the group "users", as JupyterHub's chart and Jupyter's images have it."""
+        return 100
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -222,8 +227,16 @@ class KubernetesLaunch(LauncherSpawnerMixin):
                 self.step(*pods.step_of(event))
         return events
 
+    async def start(self) -> Any:
+        """Start the pod."""
+        self._starting = True  # and stays so, if the start comes to nothing
+        url = await super().start()
+        self._starting = False
+        return url
+
     def _begin(self) -> None:
         super()._begin()
+        self._starting = False
         self._told: set[tuple[str, int | None]] = set()
 
     def _limit_text(self) -> str:
@@ -253,8 +266,8 @@ class KubernetesLaunch(LauncherSpawnerMixin):
         return Evidence(exit_code=exit_code, log=(log or "").splitlines(), events=events)
 
     async def stop(self, now: bool = False) -> None:
-        """Delete the pod and wait until it is gone."""
-        await super().stop(now)  # type: ignore[misc]
+        """Delete the pod and wait until it is gone; one that never was ready has nothing to end in grace."""
+        await super().stop(now or self._starting)  # type: ignore[misc]
         self._pod_requested = False
 
     async def remove_remains(self) -> None:

@@ -38,6 +38,8 @@ class SwarmLaunch(DockerLaunch):
         extra_endpoint_spec: dict[str, Any]
         extra_task_spec: dict[str, Any]
         service_name: str
+        network_name: str
+        internal_ssl: bool
 
     scheduling_timeout = Float(
         30, min=0, help="Seconds that a server may wait for a node with room for it, before the start is given up."
@@ -153,13 +155,30 @@ class SwarmLaunch(DockerLaunch):
                 waiting_since = self._suspicion = None
             await asyncio.sleep(1 if self._started.is_set() else 0.3)
 
+    async def _tasks(self) -> list[dict[str, Any]]:
+        """Those of our service, the latest at the end."""
+        try:
+            tasks = await self.docker("tasks", filters={"service": self._own_service})
+        except NotFound:
+            return []
+        return sorted(tasks, key=lambda task: str(task["CreatedAt"]))
+
     async def _task_status(self) -> dict[str, Any]:
         """The latest task's, or that the service is gone."""
-        tasks = await self.docker("tasks", filters={"service": self._own_service})
-        if not tasks:
-            return {"State": "removed"}
-        status: dict[str, Any] = max(tasks, key=lambda task: task["CreatedAt"])["Status"]
+        tasks = await self._tasks()
+        status: dict[str, Any] = tasks[-1]["Status"] if tasks else {"State": "removed"}
         return status
+
+    async def get_ip_and_port(self) -> tuple[str, int]:
+        """The task's own address: nobody has an old one of the service's name in a cache, as after a restart."""
+        where: tuple[str, int] = await super().get_ip_and_port()  # type: ignore[misc]
+        if not self._spec or self.internal_ssl or where[0] != self.service_name:
+            return where
+        for attachment in (await self._tasks())[-1].get("NetworksAttachments") or []:
+            network = attachment["Network"]
+            if self.network_name in (network["ID"], network["Spec"]["Name"]) and attachment.get("Addresses"):
+                return attachment["Addresses"][0].partition("/")[0], where[1]
+        return where
 
     async def _task_ended(self, status: dict[str, Any]) -> Failure:
         """What a task's last state means."""
@@ -190,12 +209,11 @@ class SwarmLaunch(DockerLaunch):
         """The service's log, and what has become of its tasks."""
         if not self._own_service:
             return Evidence()
+        tasks = await self._tasks()
         try:
-            tasks = await self.docker("tasks", filters={"service": self._own_service})
             log = await self._slow(self.client.service_logs, self._own_service, stdout=True, stderr=True, tail=50)
         except NotFound:
             return Evidence()
-        tasks.sort(key=lambda task: task["CreatedAt"])
         events = [": ".join(filter(None, (t["Status"]["State"], t["Status"].get("Err")))) for t in tasks]
         exit_code = (tasks[-1]["Status"].get("ContainerStatus") or {}).get("ExitCode") if tasks else None
         text = log if isinstance(log, bytes) else b"".join(log)

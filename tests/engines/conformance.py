@@ -115,6 +115,7 @@ class Conformance(EngineTests):
 
     async def test_volumes(self, hub: EngineHub, saw: Any):
         """Several volumes, one of them at two mounts, below the home; they outlive the server and can be shared."""
+        image = hub.images[hub.writer_image]
         data, more = hub.volume("data"), hub.volume("more")
         for name in (data, more):
             await hub.create_volume(name)
@@ -123,20 +124,21 @@ class Conformance(EngineTests):
             {"pvc": data, "mount": f"{hub.home}/again/{{here}} $(A)"},
             {"pvc": more, "mount": f"{hub.home}/more"},
         ]
-        launched = await self.launch(hub, "writer", vols=vols)
+        launched = await self.launch(hub, "writer", image=image, vols=vols)
         home = f"import pathlib; home = pathlib.Path({self.inside_home(hub)})\n"
         await run(launched, home + "(home / 'data/note').write_text('kept'); (home / 'more/other').write_text('x')")
         both = "print((home / 'again/{here} $(A)/note').read_text(), sorted(p.name for p in (home / 'more').iterdir()))"
         assert await run(launched, home + both) == "kept ['other']\n"
         await hub.stop("writer")
 
-        plain = await self.launch(hub, "writer")
+        plain = await self.launch(hub, "writer", image=image)
         assert await run(plain, home + "print((home / 'data/note').exists())") == "False\n"
         await hub.stop("writer")
 
         reader = [{"pvc": data, "mount": f"{hub.home}/elsewhere"}]
         again, shared = await asyncio.gather(
-            self.launch(hub, "writer", vols=vols[:1]), self.launch(hub, "reader", vols=reader)
+            self.launch(hub, "writer", image=image, vols=vols[:1]),
+            self.launch(hub, "reader", image=image, vols=reader),
         )
         assert await run(again, home + "print((home / 'data/note').read_text())") == "kept\n"
         assert await run(shared, home + "print((home / 'elsewhere/note').read_text())") == "kept\n"
@@ -151,7 +153,9 @@ class Conformance(EngineTests):
         name = hub.volume("read-only")
         await hub.create_volume(name)
         vols = [{"pvc": name, "mount": f"{hub.home}/fixed", "read_only": True}]
-        launched = await self.works(hub, saw, "read_only", "volumes", "read-only", vols=vols)
+        launched = await self.works(
+            hub, saw, "read_only", "volumes", "read-only", image=hub.images[hub.writer_image], vols=vols
+        )
         if launched:
             code = f"import pathlib\ntry:\n    pathlib.Path('{hub.home}/fixed/x').write_text('')\n"
             assert "Read-only file system" in await run(launched, code + "except OSError as error: print(error)")
@@ -164,7 +168,9 @@ class Conformance(EngineTests):
             {"pvc": name, "mount": f"{hub.home}/part", "subpath": "a/b"},
             {"pvc": name, "mount": f"{hub.home}/whole"},
         ]
-        launched = await self.works(hub, saw, "subpath", "volumes", "subpath", vols=vols)
+        launched = await self.works(
+            hub, saw, "subpath", "volumes", "subpath", image=hub.images[hub.writer_image], vols=vols
+        )
         if launched:
             code = f"import pathlib; home = pathlib.Path({self.inside_home(hub)})\n"
             code += "print([p.name for p in (home / 'whole').iterdir()], (home / 'whole/a/b').is_dir())"
@@ -175,8 +181,9 @@ class Conformance(EngineTests):
         """By a rule of the policy, for its users only; it stays when the server goes."""
         name = hub.volume("on-demand")
         vols = [{"pvc": name, "mount": f"{hub.home}/new"}]
-        launched = await self.launch(hub, "maker", vols=vols)
-        code = f"import pathlib; (pathlib.Path({self.inside_home(hub)}) / 'new/file').write_text('mine'); print('ok')"
+        launched = await self.launch(hub, "maker", image=hub.images[hub.writer_image], vols=vols)
+        code = f"import pathlib; home = pathlib.Path({self.inside_home(hub)})\n"
+        code += "(home / 'new/file').write_text('mine'); print('ok')"
         assert await run(launched, code) == "ok\n"
         await hub.stop("maker")
         assert await hub.has_volume(name)

@@ -10,7 +10,7 @@ import os
 import secrets
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ DOCKERFILES = {
     "other": 'ENV WHICH_IMAGE="other"',
     "crashing": f"CMD {json.dumps(['python3', '-c', CRASHING])}",
     "silent": 'CMD ["sleep", "300"]',
+    "root": 'USER root\nCMD ["jupyterhub-singleuser", "--allow-root"]',
 }
 
 
@@ -68,6 +69,8 @@ class EngineHub(RealHub):
     engine: str
     images: dict[str, str]
     home = "/home/jovyan"
+    writer_image = "image"
+    """The one whose user may write in this engine's volumes."""
 
     def __init__(self, folder: Path, after: str = "", **snippets: str) -> None:
         self.id = f"t{secrets.token_hex(3)}"
@@ -116,12 +119,12 @@ class LocalHub(EngineHub):
         """Processes that still have this Hub's folder as their home."""
         found = []
         for environ in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                if f"HOME={self.folder}/servers".encode() in environ.read_bytes():
-                    found.append((environ.parent / "cmdline").read_text().replace("\0", " "))
-            except OSError:
-                pass
+            with suppress(OSError):
+                found += [line for line in environ.read_text(errors="replace").split("\0") if self._is_home(line)]
         return found
+
+    def _is_home(self, line: str) -> bool:
+        return line.startswith(f"HOME={self.folder}/servers")
 
 
 class DockerHub(EngineHub):
@@ -201,6 +204,7 @@ class KubernetesHub(EngineHub):
     """The Hub has a namespace of its own, and the rights in it that ``etc/kubernetes/rbac.yaml`` gives."""
 
     engine = "kubernetes"
+    writer_image = "root"  # volumes of a hostPath provisioner are root's, and know no fsGroup
 
     def __init__(self, folder: Path, after: str = "", without: tuple[str, str] | None = None) -> None:
         """``without``: a resource and a verb that the Hub may not."""
