@@ -17,6 +17,7 @@ from traitlets.config import Config
 from jhlauncher import sse
 from jhlauncher.app import LauncherApp
 from jhlauncher.install import free_port
+from tests.engines.report import Table
 from tests.fake_hub import PLATFORM_TOKEN, SERVICE_TOKEN, FakeHub
 
 ENVIRONMENT = (
@@ -37,6 +38,14 @@ ENVIRONMENT = (
     "STATUS_CHECK_INTERVAL",
     "USER_TOKEN_LIFETIME",
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-engine-table", action="store_true", help="write what was seen into docs/engines.md")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Table(write=config.getoption("write_engine_table")))
 
 
 @pytest.fixture(autouse=True)

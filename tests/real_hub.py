@@ -92,6 +92,7 @@ class RealHub:
 
     def __init__(self, folder: Path, base_url: str = "/", **snippets: str) -> None:
         self.folder = folder
+        self.environment: dict[str, str] = {}
         self.admin_token, self.platform_token, self.second_token = (secrets.token_hex(16) for _ in range(3))
         port, self.hub_port = free_port(), free_port()
         self.origin = f"http://127.0.0.1:{port}"
@@ -129,7 +130,11 @@ class RealHub:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         with log.open("ab") as output:
             process = subprocess.Popen(
-                self.command(), cwd=self.folder, stdout=output, stderr=output, env={**os.environ, "PATH": path}
+                self.command(),
+                cwd=self.folder,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "PATH": path, **self.environment},
             )
         try:
             self._wait(process, log)

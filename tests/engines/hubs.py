@@ -10,6 +10,7 @@ import os
 import secrets
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,7 @@ class KubernetesHub(EngineHub):
         self.images = test_images(self.docker)
         self._without = without
         super().__init__(folder)
+        self.environment = {"KUBECONFIG": str(folder / "kubeconfig")}
         with (folder / "jupyterhub_config.py").open("a") as config:
             config.write(f"""
 c.JupyterHub.hub_ip = "0.0.0.0"
@@ -219,18 +221,17 @@ c.JupyterHub.hub_connect_ip = {os.environ["JHLAUNCHER_TEST_HUB_IP"]!r}
 c.KubeSpawner.namespace = {self.id!r}
 c.KubeSpawner.image = {self.images["image"]!r}
 c.LauncherKubeSpawner.scheduling_timeout = 3
-os.environ["KUBECONFIG"] = {str(folder / "kubeconfig")!r}
 {after}
 """)
 
     @contextmanager
     def running(self) -> Iterator[RealHub]:
-        asyncio.run(self._as_administrator(self._prepare))
+        _run(self._as_administrator(self._prepare))
         try:
             with super().running() as hub:
                 yield hub
         finally:
-            asyncio.run(self._as_administrator(lambda api: api.delete_namespace(self.id)))
+            _run(self._as_administrator(lambda api: api.delete_namespace(self.id)))
 
     async def _as_administrator(self, action: Callable[[Any], Awaitable[Any]]) -> Any:
         configuration = type.__call__(kube.Configuration)
@@ -269,6 +270,12 @@ os.environ["KUBECONFIG"] = {str(folder / "kubeconfig")!r}
     async def set_quota(self, pods: int) -> None:
         quota = {"metadata": {"name": "quota"}, "spec": {"hard": {"pods": str(pods)}}}
         await self._as_administrator(lambda api: api.create_namespaced_resource_quota(self.id, quota))
+
+
+def _run(work: Any) -> None:
+    """Run in a thread of its own: a test's event loop may be running in this one."""
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(asyncio.run, work).result()
 
 
 def write_kubeconfig(path: Path, token: str) -> None:
