@@ -91,6 +91,14 @@ class EngineTests:
             return None
         return await self.launch(hub, user, **body)
 
+    async def events(self, hub: EngineHub, **body: Any) -> list[tuple[str, Any]]:
+        headers = {"Authorization": f"token {hub.platform_token}", "Accept": "text/event-stream"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as client,
+            client.post(f"{hub.launcher_url}containers", json=body) as response,
+        ):
+            return [(e.name, json.loads(e.data)) async for e in sse.decode(response.content.iter_any())]
+
 
 class Conformance(EngineTests):
     """One launch spec on any engine."""
@@ -292,14 +300,6 @@ class Conformance(EngineTests):
         assert phases[0] == "starting"
         assert phases[-1] == "waiting"
         assert self.engine == "local" or "creating" in phases
-
-    async def events(self, hub: EngineHub, **body: Any) -> list[tuple[str, Any]]:
-        headers = {"Authorization": f"token {hub.platform_token}", "Accept": "text/event-stream"}
-        async with (
-            aiohttp.ClientSession(headers=headers) as client,
-            client.post(f"{hub.launcher_url}containers", json=body) as response,
-        ):
-            return [(e.name, json.loads(e.data)) async for e in sse.decode(response.content.iter_any())]
 
     async def test_plain_start_after_a_launch_is_plain(self, hub: EngineHub):
         """From the Hub's own page; it reuses the stored options."""
