@@ -56,11 +56,17 @@ class DockerLaunch(LauncherSpawnerMixin):
 
     _events: ContainerEvents | None = None
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def _begin(self) -> None:
+        super()._begin()
         self._started = asyncio.Event()
         self._credentials: dict[str, str] | None = None
         self._launched = False
+
+    def _renew(self) -> None:
+        again = bool(self._configured)
+        super()._renew()
+        if again:
+            self.object_name = self._object_name_default()  # type: ignore[attr-defined]
 
     # -- what
 
@@ -80,8 +86,9 @@ class DockerLaunch(LauncherSpawnerMixin):
         self.remove = True
 
     def get_state(self) -> dict[str, Any]:
-        """Remember that the container is a launch's, over a restart of the Hub."""
-        return {**super().get_state(), **({"launched": True} if self._launched else {})}  # type: ignore[misc]
+        """Remember that the container is a launch's, over a restart of the Hub, but no longer than it lives."""
+        launched = {"launched": True} if self._launched and self.object_id else {}
+        return {**super().get_state(), **launched}  # type: ignore[misc]
 
     def load_state(self, state: dict[str, Any]) -> None:
         """A launch's container is removed with the server."""

@@ -59,10 +59,6 @@ class KubernetesLaunch(LauncherSpawnerMixin):
         """Volumes belong to the group "users", as JupyterHub's chart and Jupyter's images have it."""
         return 100
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._pod_requested = False
-
     # -- what
 
     async def apply_launch(self, spec: LaunchSpec) -> None:
@@ -138,8 +134,7 @@ class KubernetesLaunch(LauncherSpawnerMixin):
         self._shape_volumes(pod, container, spec)
 
     def _shape_resources(self, container: Any, spec: LaunchSpec) -> None:
-        resources = container.resources or client.V1ResourceRequirements()
-        limits, requests = dict(resources.limits or {}), dict(resources.requests or {})
+        limits, requests = (dict(_field(container.resources, key) or {}) for key in ("limits", "requests"))
         asked = [("cpu", spec.cpu), ("memory", spec.memory), (self.gpu_resource, spec.gpu)]
         for name, amount in asked:
             if amount:  # all of it is the launch's: half of each would be nobody's wish
@@ -147,7 +142,8 @@ class KubernetesLaunch(LauncherSpawnerMixin):
                 _put(requests, name, amount.request)
         if spec.gpu:
             _put(limits, self.gpu_resource, spec.gpu.count)
-        container.resources = client.V1ResourceRequirements(claims=resources.claims, limits=limits, requests=requests)
+        claims = _field(container.resources, "claims")
+        container.resources = client.V1ResourceRequirements(claims=claims, limits=limits, requests=requests)
 
     def _shape_volumes(self, pod: Any, container: Any, spec: LaunchSpec) -> None:
         volumes, mounts = [], []
@@ -236,7 +232,7 @@ class KubernetesLaunch(LauncherSpawnerMixin):
 
     def _begin(self) -> None:
         super()._begin()
-        self._starting = False
+        self._pod_requested = self._starting = False
         self._told: set[tuple[str, int | None]] = set()
 
     def _limit_text(self) -> str:
@@ -310,13 +306,16 @@ def _with(items: Any, ours: list[Any], key: str = "name") -> list[Any]:
 
 
 def _key(item: Any, key: str) -> Any:
-    """The administrator's configuration may hold objects of the client's or plain dicts."""
-    if isinstance(item, dict):
-        first, *rest = key.split("_")
-        value = item.get(key) or item.get(first + "".join(part.title() for part in rest))
-    else:
-        value = getattr(item, key)
+    value = _field(item, key)
     return value.rstrip("/") if isinstance(value, str) else value
+
+
+def _field(item: Any, name: str) -> Any:
+    """The administrator's configuration may have left objects of the client's, or plain dicts."""
+    if isinstance(item, dict):
+        first, *rest = name.split("_")
+        return item.get(name) or item.get(first + "".join(part.title() for part in rest))
+    return getattr(item, name, None)
 
 
 def _claim(volume: Volume, user: str) -> Any:

@@ -48,8 +48,8 @@ class SwarmLaunch(DockerLaunch):
         "NVIDIA-GPU", help="The generic resource that GPUs are, as the nodes' node-generic-resources name it."
     ).tag(config=True)
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def _begin(self) -> None:
+        super()._begin()
         self._own_service = ""
 
     def apply_pull(self, spec: LaunchSpec) -> None:

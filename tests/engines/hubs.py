@@ -93,6 +93,9 @@ class EngineHub(RealHub):
         """What is there of this Hub's servers: containers, services, pods, processes."""
         raise NotImplementedError
 
+    async def remains_of(self, user: str) -> list[str]:
+        return [name for name in await self.remains() if user in name]
+
     async def clean(self) -> None:
         """Stop all servers, and remove what the tests have made."""
         _, users = await self.api("GET", "/users")
@@ -158,6 +161,8 @@ c.DockerSpawner.image = {self.images["image"]!r}
 
     async def clean(self) -> None:
         await super().clean()
+        for container in self.docker.containers(all=True, filters={"name": f"^/{self.id}-", "status": "exited"}):
+            self.docker.remove_container(container["Id"], v=True)  # that an administrator has kept
         for volume in self.docker.volumes()["Volumes"] or ():
             if volume["Name"].startswith(self.id):
                 self.docker.remove_volume(volume["Name"])
@@ -263,9 +268,11 @@ c.LauncherKubeSpawner.scheduling_timeout = 3
         claims = await self._as_administrator(lambda api: api.list_namespaced_persistent_volume_claim(self.id))
         return any(claim.metadata.name == name for claim in claims.items)
 
+    async def pods(self) -> list[Any]:
+        return list((await self._as_administrator(lambda api: api.list_namespaced_pod(self.id))).items)
+
     async def remains(self) -> list[str]:
-        found = await self._as_administrator(lambda api: api.list_namespaced_pod(self.id))
-        return [pod.metadata.name for pod in found.items]
+        return [pod.metadata.name for pod in await self.pods()]
 
     async def set_quota(self, pods: int) -> None:
         quota = {"metadata": {"name": "quota"}, "spec": {"hard": {"pods": str(pods)}}}
