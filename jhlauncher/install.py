@@ -16,7 +16,7 @@ from traitlets.config import Config
 from traitlets.config.loader import LazyConfigValue
 from traitlets.utils.importstring import import_item
 
-from .engines import ENGINES
+from .engines import ENGINES, MIXINS
 from .signing import MIN_KEY_LENGTH, derive_key
 
 
@@ -41,7 +41,8 @@ def install_launcher(
 
     Args:
         c: the configuration object of ``jupyterhub_config.py``.
-        engine: where servers run: "local".
+        engine: where servers run: "kubernetes", "docker", "swarm" or "local"; each but the last needs the extra of its
+            name, as in ``pip install "jhlauncher[docker]"``.
         spawner_class: instead of an engine, any spawner class (or its import string or entry point), to which the
             launcher's mixin is added.
         name: the service's name; it answers at /services/NAME/.
@@ -71,6 +72,8 @@ def install_launcher(
         raise ValueError(f"install_launcher: signing_key= needs at least {MIN_KEY_LENGTH} characters")
     if isinstance(images, str):
         raise ValueError(f"install_launcher: images= is a list, for example [{images!r}]")
+    if engine is not None:
+        _check_installed(engine)
     token = api_token or secrets.token_hex(32)
     key = signing_key or derive_key(token)
     c.JupyterHub.spawner_class = _mixed(spawner_class) if spawner_class else ENGINES[engine or ""]
@@ -101,6 +104,16 @@ def install_launcher(
         "services": [name],
     }
     c["JupyterHub"] = _section(c.JupyterHub, service, role)
+
+
+def _check_installed(engine: str) -> None:
+    """Say here what is missing, rather than have JupyterHub fail to import a class."""
+    try:
+        import_item(ENGINES[engine])
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"install_launcher(engine={engine!r}) needs the package {error.name}: pip install 'jhlauncher[{engine}]'"
+        ) from error
 
 
 def _section(values: Config, service: dict[str, Any], role: dict[str, Any]) -> Config:
@@ -157,12 +170,16 @@ def free_port() -> int:
 
 
 def _mixed(spawner_class: type | str) -> type:
+    """The class with the mixin of its engine, or with the one that fits any."""
     from .spawner import LauncherSpawnerMixin
 
     base = _resolve(spawner_class)
     if issubclass(base, LauncherSpawnerMixin):
         return base
-    return type(f"Launcher{base.__name__}", (LauncherSpawnerMixin, base), {"__module__": base.__module__})
+    ancestors = {ancestor.__name__ for ancestor in base.__mro__}
+    known = next((mixin for name, mixin in MIXINS.items() if name in ancestors), None)
+    mixin = import_item(known) if known else LauncherSpawnerMixin
+    return type(f"Launcher{base.__name__}", (mixin, base), {"__module__": base.__module__})
 
 
 def _resolve(spawner_class: type | str) -> type:

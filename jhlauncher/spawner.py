@@ -431,3 +431,15 @@ def _error(status: int, message: str, reason: str = "refused", html: str | None 
     if html:
         error.jupyterhub_html_message = html  # type: ignore[attr-defined]
     return error
+
+
+def __getattr__(name: str) -> Any:
+    """The engines' spawner classes are importable from here, too; each only when asked for."""
+    from traitlets.utils.importstring import import_item
+
+    from .engines import ENGINES
+
+    for path in ENGINES.values():
+        if path.endswith(f".{name}"):
+            return import_item(path)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

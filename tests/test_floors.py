@@ -35,7 +35,7 @@ FLOORS = {
     "__main__": 6,
     "__init__": 6,
     # the side: runs inside the Hub
-    "engines": 1,
+    "engines": 0,
     "steps": 1,
     "spawner": 1,
     "engines.local": 2,

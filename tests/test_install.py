@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -177,3 +178,50 @@ def test_example_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     hub = read(tmp_path, (REPOSITORY / "etc/jupyterhub/jupyterhub_config.py").read_text())
     assert services(hub).keys() == {"launcher", "platform"}
     assert roles(hub).keys() == {"launcher", "platform", "user"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "others"),
+    [
+        ("local", ("docker", "dockerspawner", "kubespawner", "kubernetes_asyncio")),
+        ("docker", ("kubespawner", "kubernetes_asyncio")),
+        ("swarm", ("kubespawner", "kubernetes_asyncio")),
+        ("kubernetes", ("docker", "dockerspawner")),
+    ],
+)
+def test_an_engine_needs_no_packages_of_the_others(engine: str, others: tuple[str, ...]):
+    """As where they are not installed: importing them fails."""
+    code = f"""
+import subprocess
+import sys
+from importlib.metadata import entry_points
+sys.modules.update(dict.fromkeys({others!r}))
+from traitlets.config import Config
+from jhlauncher import install_launcher
+from jhlauncher.engines import ENGINES
+c = Config()
+install_launcher(c, engine={engine!r})
+(entry,) = entry_points(group="jupyterhub.spawners", name="launcher-{engine}")
+assert entry.load().__name__ == ENGINES[{engine!r}].rpartition(".")[2]
+import jhlauncher.spawner
+assert getattr(jhlauncher.spawner, entry.load().__name__) is entry.load()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_engine_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "dockerspawner", None)
+    monkeypatch.delitem(sys.modules, "jhlauncher.engines.docker", raising=False)
+    with pytest.raises(ValueError, match=r"pip install 'jhlauncher\[docker\]'"):
+        install_launcher(Config(), engine="docker")
+
+
+@pytest.mark.parametrize(("base", "mixin"), [("DockerSpawner", "DockerLaunch"), ("SwarmSpawner", "SwarmLaunch")])
+def test_descendant_of_a_known_spawner_gets_its_engine(base: str, mixin: str):
+    import dockerspawner
+
+    own = type("Own", (getattr(dockerspawner, base),), {})
+    c = Config()
+    install_launcher(c, spawner_class=own)
+    names = [ancestor.__name__ for ancestor in c.JupyterHub.spawner_class.__mro__]
+    assert names[1] == mixin

@@ -10,3 +10,10 @@ ENGINES = {
     "kubernetes": "jhlauncher.engines.kubernetes.LauncherKubeSpawner",
 }
 """The spawner class of each engine."""
+
+MIXINS = {
+    "KubeSpawner": "jhlauncher.engines.kubernetes.KubernetesLaunch",
+    "SwarmSpawner": "jhlauncher.engines.swarm.SwarmLaunch",
+    "DockerSpawner": "jhlauncher.engines.docker.DockerLaunch",
+}
+"""What makes a descendant of a known spawner class understand launches; the first that fits."""
