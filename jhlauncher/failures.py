@@ -33,7 +33,7 @@ Reason = Literal[
 
 MAX_LINES = 50
 """The most log lines and engine events that a failure carries."""
-MAX_LINE_LENGTH = 1000
+MAX_LINE_LENGTH = 500
 
 _HIDDEN = "[hidden]"
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|PWD|CREDENTIAL|AUTH|API_?KEY|PRIVATE|ACCESS_?KEY", re.IGNORECASE)

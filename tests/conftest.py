@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Table(write=config.getoption("write_engine_table")))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: much of the time goes in waiting for engines."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(autouse=True)

@@ -133,10 +133,12 @@ class DockerLaunch(LauncherSpawnerMixin):
     def apply_gpu(self, gpu: Gpu) -> None:
         """Has no trait; `_shape` asks Docker for the devices."""
 
-    def apply_volumes(self, volumes: list[Volume]) -> None:
+    async def apply_volumes(self, volumes: list[Volume]) -> None:
         """Has no trait; `_shape` mounts them."""
-        if any(volume.subpath for volume in volumes) and version_lt(self.client.api_version, SUBPATH_API):
-            self.refuse("volumes", "this Docker Engine can't mount a subpath; version 26 and later can")
+        if any(volume.subpath for volume in volumes):
+            version = (await self.docker("version"))["ApiVersion"]
+            if version_lt(version, SUBPATH_API):
+                self.refuse("volumes", "this Docker Engine can't mount a subpath; version 26 and later can")
 
     async def check_volumes(self, volumes: list[Volume]) -> None:
         """Docker would make a missing volume without a word."""

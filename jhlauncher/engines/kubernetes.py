@@ -135,13 +135,13 @@ class KubernetesLaunch(LauncherSpawnerMixin):
 
     def _shape_resources(self, container: Any, spec: LaunchSpec) -> None:
         limits, requests = (dict(_field(container.resources, key) or {}) for key in ("limits", "requests"))
-        asked = [("cpu", spec.cpu), ("memory", spec.memory), (self.gpu_resource, spec.gpu)]
-        for name, amount in asked:
+        for name, amount in (("cpu", spec.cpu), ("memory", spec.memory)):
             if amount:  # all of it is the launch's: half of each would be nobody's wish
                 _put(limits, name, amount.limit)
                 _put(requests, name, amount.request)
         if spec.gpu:
-            _put(limits, self.gpu_resource, spec.gpu.count)
+            for amounts in (limits, requests):  # an extended resource can't be overcommitted
+                _put(amounts, self.gpu_resource, spec.gpu.count)
         claims = _field(container.resources, "claims")
         container.resources = client.V1ResourceRequirements(claims=claims, limits=limits, requests=requests)
 

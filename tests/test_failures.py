@@ -1,0 +1,215 @@
+"""Why a start failed: words, proof, and no secrets. What a cluster can't be made to do here is told by its JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jhlauncher.engines import pods
+from jhlauncher.engines.pulling import Layers
+from jhlauncher.failures import MAX_LINES, Evidence, Failure, pull_failure, secrets_of
+from jhlauncher.steps import Steps
+
+
+def failure(**fields: Any) -> Failure:
+    return Failure(reason="crashed", message="It ended.", **fields)
+
+
+def test_secrets_are_hidden_wherever_they_stand():
+    secrets = secrets_of(
+        {"JUPYTERHUB_API_TOKEN": "abcdef0123", "HOME": "/home/jovyan", "DB_PASSWORD": "hunter22"},
+        {"ANYTHING": "first line\nsecond line", "SHORT": "1"},
+    )
+    lines = [
+        "token abcdef0123 in /home/jovyan, 1 time",
+        "connect hunter22",
+        "second line",
+        "GET /?token=4711abc&x=1",
+        'password: "topsecret"',
+        "Authorization: Bearer aaa.bbb",
+        "postgresql://user:pass@host/db",
+    ]
+    hidden = failure(log=lines, events=lines[:1]).scrubbed(secrets)
+    assert hidden.log == [
+        "token [hidden] in /home/jovyan, 1 time",
+        "connect [hidden]",
+        "[hidden]",
+        "GET /?token=[hidden]&x=1",
+        'password: "[hidden]"',
+        "Authorization: Bearer [hidden]",
+        "postgresql://[hidden]@host/db",
+    ]
+    assert hidden.events == [lines[0].replace("abcdef0123", "[hidden]")]
+
+
+def test_evidence_is_bounded_and_plain():
+    evidence = Evidence(log=[*(str(n) for n in range(100)), "\x1b[31mred\x1b[0m\x07", "x" * 10_000])
+    assert len(evidence.log) == MAX_LINES
+    assert evidence.log[-2] == "red"
+    assert len(evidence.log[-1]) <= 500
+
+
+def test_what_is_known_already_is_kept():
+    known = failure(exit_code=3).with_evidence(Evidence(exit_code=1, log=["line"]))
+    assert (known.exit_code, known.log) == (3, ["line"])
+
+
+def test_html_is_escaped():
+    page = failure(log=["<script>alert(1)</script>"]).as_html()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("manifest for x:1 not found: manifest unknown", "image_not_found"),
+        ("pull access denied for x, repository does not exist or may require 'docker login'", "image_pull_denied"),
+        ("unauthorized: authentication required", "image_pull_denied"),
+        ("no basic auth credentials", "image_pull_denied"),
+        ("received unexpected HTTP status: 403 Forbidden", "image_pull_denied"),
+        ("dial tcp: lookup registry: no such host", "image_not_found"),
+    ],
+)
+def test_words_of_registries(text: str, reason: str):
+    assert pull_failure("x:1", text).reason == reason
+
+
+def test_name_of_the_image_says_nothing():
+    assert pull_failure("denied/forbidden:1", "denied/forbidden:1 not found").reason == "image_not_found"
+
+
+# -- pods
+
+
+def pod(phase: str = "Pending", **status: Any) -> dict[str, Any]:
+    return {"metadata": {"uid": "1"}, "status": {"phase": phase, **status}}
+
+
+def notebook(state: dict[str, Any], last: dict[str, Any] | None = None, name: str = "notebook") -> dict[str, Any]:
+    return {"name": name, "image": "x:1", "state": state, "lastState": last or {}}
+
+
+def event(reason: str, message: str = "") -> dict[str, Any]:
+    return {"reason": reason, "message": message}
+
+
+BACK_OFF = notebook({"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "x:1"'}})
+NETWORK = notebook({"waiting": {"reason": "ErrImagePull", "message": "dial tcp: i/o timeout"}})
+
+
+@pytest.mark.parametrize(
+    ("pod", "events", "reason"),
+    [
+        (pod("Failed", reason="OutOfmemory", message="Node didn't have enough resource"), [], "unschedulable"),
+        (pod("Failed", reason="UnexpectedAdmissionError", message="no gpu left"), [], "unschedulable"),
+        (pod("Failed", reason="Evicted", message="The node was low on resource: memory."), [], "out_of_memory"),
+        (pod("Failed", reason="Evicted", message="The node was low on: ephemeral-storage."), [], "start_failed"),
+        (pod(containerStatuses=[BACK_OFF]), [event("Failed", "x:1: unauthorized")], "image_pull_denied"),
+        (pod(containerStatuses=[BACK_OFF]), [event("Failed", "x:1: not found")], "image_not_found"),
+        (pod(containerStatuses=[NETWORK]), [event("BackOff", "Back-off pulling")], "image_not_found"),
+        (
+            pod(containerStatuses=[notebook({"waiting": {"reason": "InvalidImageName", "message": "bad"}})]),
+            [],
+            "image_not_found",
+        ),
+        (
+            pod(containerStatuses=[notebook({"waiting": {"reason": "CreateContainerConfigError", "message": "x"}})]),
+            [],
+            "start_failed",
+        ),
+        (
+            pod("Running", containerStatuses=[notebook({"terminated": {"exitCode": 137, "reason": "OOMKilled"}})]),
+            [],
+            "out_of_memory",
+        ),
+        (
+            pod(
+                "Running",
+                containerStatuses=[notebook({"running": {}}, {"terminated": {"exitCode": 1, "reason": "Error"}})],
+            ),
+            [],
+            "crashed",
+        ),
+        (
+            pod(initContainerStatuses=[notebook({"terminated": {"exitCode": 2, "reason": "Error"}}, name="prepare")]),
+            [],
+            "crashed",
+        ),
+        (
+            pod(
+                containerStatuses=[
+                    notebook({"terminated": {"exitCode": 128, "reason": "StartError", "message": "no such command"}})
+                ]
+            ),
+            [],
+            "start_failed",
+        ),
+    ],
+)
+def test_pods_that_will_never_be_ready(pod: dict[str, Any], events: list[dict[str, Any]], reason: str):
+    failure = pods.failure_of(pod, events)
+    assert failure
+    assert failure.reason == reason
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        pod(),
+        pod(containerStatuses=[notebook({"waiting": {"reason": "ContainerCreating"}})]),
+        pod(containerStatuses=[NETWORK]),  # it will be tried again
+        pod("Running", containerStatuses=[notebook({"running": {}})]),
+        pod(initContainerStatuses=[notebook({"terminated": {"exitCode": 0}}, name="prepare")]),
+    ],
+)
+def test_pods_that_may_still_be_ready(pod: dict[str, Any]):
+    assert pods.failure_of(pod, []) is None
+
+
+def test_a_volume_that_is_gone_meanwhile():
+    why = 'persistentvolumeclaim "data" not found'
+    assert pods.unschedulable_failure(why).reason == "volume_not_found"
+
+
+def test_exit_code_and_which_log():
+    ended = {"terminated": {"exitCode": 3}}
+    assert pods.termination(pod(containerStatuses=[notebook(ended)])) == (3, False)
+    assert pods.termination(pod(containerStatuses=[notebook({"running": {}}, ended)])) == (3, True)
+    assert pods.termination(pod()) == (None, False)
+
+
+# -- progress
+
+
+def test_layers_of_a_pull():
+    layers = Layers()
+    assert layers.done == 0
+    for event in (
+        {"status": "Pulling from x", "id": "1"},
+        {"status": "Already exists", "id": "base"},
+        {"status": "Pulling fs layer", "id": "a"},
+        {"status": "Pulling fs layer", "id": "b"},
+    ):
+        layers.take(event)
+    assert layers.done == 0
+    layers.take({"status": "Downloading", "id": "a", "progressDetail": {"current": 50, "total": 100}})
+    assert 0.1 < layers.done < 0.2
+    layers.take({"status": "Downloading", "id": "b", "progressDetail": {"current": 5, "total": -1}})
+    for layer in "ab":
+        layers.take({"status": "Pull complete", "id": layer})
+    assert layers.done == 1
+
+
+def test_steps_only_rise_and_keep_their_phase():
+    steps = Steps()
+    steps.add("half", "pulling", 0.5)
+    steps.add("a word", None)
+    steps.add("back", "scheduling")
+    steps.add("back", "scheduling")
+    assert [(event["progress"], event["phase"]) for event in steps._events] == [
+        (35, "pulling"),
+        (35, "pulling"),
+        (35, "scheduling"),
+    ]
