@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
@@ -34,14 +34,18 @@ Reason = Literal[
 MAX_LINES = 50
 """The most log lines and engine events that a failure carries."""
 MAX_LINE_LENGTH = 500
+MAX_MESSAGE_LENGTH = 1500
+_MAX_RAW_LENGTH = 65_536
 
 _HIDDEN = "[hidden]"
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|PWD|CREDENTIAL|AUTH|API_?KEY|PRIVATE|ACCESS_?KEY", re.IGNORECASE)
 _SECRET_TEXT = re.compile(
     r"""(?ix)
-    ((?:token|password|passwd|secret|api_?key)["']?\s*[=:]\s*["']?|authorization:\s*(?:bearer|basic|token)\s+|\b(?:bearer)\s+)
-    [^\s"'&,;]+
-    | (?<=://)[^\s/:@]+:[^\s/@]+(?=@)
+    (\w*(?:token|passw\w*|secret|credential|api_?key|access_?key)\w*["']?\s*[=:]\s*
+     | authorization:\s*(?:bearer|basic|token)\s+
+     | \bbearer\s+
+     )(?:"[^"]*"|'[^']*'|[^\s"'&,;]+)
+    | (?<=://)[^\s/@]+(?=@)
     """
 )
 _DENIED = re.compile(r"unauthorized|denied|forbidden|no basic auth|authentication required", re.IGNORECASE)
@@ -49,7 +53,8 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def _last_lines(lines: list[str]) -> list[str]:
-    return [_CONTROL.sub("", line)[:MAX_LINE_LENGTH] for line in lines[-MAX_LINES:]]
+    """Bounded, but not cut to size yet: half of a secret could not be recognised."""
+    return [_CONTROL.sub("", line[:_MAX_RAW_LENGTH]) for line in lines[-MAX_LINES:]]
 
 
 Lines = Annotated[list[str], BeforeValidator(_last_lines)]
@@ -79,19 +84,17 @@ class Failure(Evidence):
         return self.model_copy(update={k: v for k, v in evidence if v and not getattr(self, k)})
 
     def scrubbed(self, secrets: Iterable[str]) -> Failure:
-        """The same without these secrets, and without what looks like one."""
+        """The same without these secrets, and without what looks like one; lines are cut to size."""
         known = sorted({secret for secret in secrets if secret}, key=len, reverse=True)
 
         def clean(text: str) -> str:
-            for secret in known:
-                text = text.replace(secret, _HIDDEN)
-            return _SECRET_TEXT.sub(lambda match: (match[1] or "") + _HIDDEN, text)
+            return hide(text, known)
 
         return self.model_copy(
             update={
-                "message": clean(self.message),
-                "log": [clean(line) for line in self.log],
-                "events": [clean(line) for line in self.events],
+                "message": clean(self.message)[:MAX_MESSAGE_LENGTH],
+                "log": [clean(line)[:MAX_LINE_LENGTH] for line in self.log],
+                "events": [clean(line)[:MAX_LINE_LENGTH] for line in self.events],
             }
         )
 
@@ -106,6 +109,13 @@ class Failure(Evidence):
         return "<br>".join(parts)
 
 
+def hide(text: str, secrets: list[str]) -> str:
+    """The text without these secrets, and without what looks like one."""
+    for secret in secrets:
+        text = text.replace(secret, _HIDDEN)
+    return _SECRET_TEXT.sub(lambda match: (match[1] or "") + _HIDDEN, text)
+
+
 class StartFailed(Exception):
     """A start came to nothing, and it is known why."""
 
@@ -114,16 +124,17 @@ class StartFailed(Exception):
         self.failure = failure
 
 
-def secrets_of(env: dict[str, str], given: dict[str, str]) -> list[str]:
+def secrets_of(env: Mapping[str, object], given: dict[str, str]) -> list[str]:
     """The values of an environment that must not be shown.
 
     Args:
-        env: the whole environment; what is named like a secret is one.
+        env: the whole environment; what is named like a secret is one. Spawners also take what is not text.
         given: the part that a caller gave; any of it may be one. What is too short to be one would only make other
             text unreadable.
 
     """
-    values = [value for name, value in env.items() if _SECRET_NAME.search(name)] + list(given.values())
+    named = [value for name, value in env.items() if _SECRET_NAME.search(name) and isinstance(value, str)]
+    values = named + list(given.values())
     lines = [line for value in values for line in (value, *value.splitlines())]
     return [line for line in lines if len(line.strip()) >= 6]
 
@@ -160,4 +171,4 @@ def ended(exit_code: int | None, *, out_of_memory: bool, limit: str = "") -> Fai
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:500].rstrip(".")
+    return " ".join(text.split()).rstrip(".")

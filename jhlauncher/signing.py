@@ -116,5 +116,5 @@ class Signer:
 
         try:
             return json.loads(Fernet(self._env_key).decrypt(text))
-        except (InvalidToken, TypeError):
+        except (InvalidToken, TypeError, ValueError):
             raise BadSignature("This was not sealed with the launcher's signing key.") from None

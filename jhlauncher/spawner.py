@@ -26,8 +26,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Awaitable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jupyterhub.utils import make_ssl_context, maybe_future, url_path_join, wait_for_http_server
 from sqlalchemy.orm import object_session
@@ -37,7 +37,7 @@ from traitlets.config import Configurable
 
 from . import environment
 from .errors import InvalidRequest
-from .failures import Evidence, Failure, Reason, StartFailed, secrets_of
+from .failures import Evidence, Failure, Reason, StartFailed, hide, secrets_of
 from .models import Cpu, Gpu, LaunchSpec, Memory, Phase, Volume
 from .signing import KEY_ENV, OPTIONS_KEY, BadSignature, Signer
 from .steps import Steps
@@ -46,6 +46,8 @@ try:
     from jupyterhub.spawner import SpawnException
 except ImportError:  # JupyterHub 5
     SpawnException = None
+
+Result = TypeVar("Result")
 
 _used: dict[str, float] = {}
 """Signatures that have started a server, with the time after which nobody could use them anyway."""
@@ -71,6 +73,7 @@ class LauncherSpawnerMixin(Configurable):
         server: Any
         start_timeout: int
         http_timeout: int
+        api_token: str
         log: logging.Logger
         _log_name: str
 
@@ -114,14 +117,23 @@ class LauncherSpawnerMixin(Configurable):
         self._steps = Steps()
         self._spec: LaunchSpec | None = None  # of the launch that this start is
         self._suspicion: Failure | None = None  # what a start that takes too long suffers from
+        self._hidden: list[str] | None = None  # what must not be shown
 
     # -- what the Hub calls
 
-    def run_pre_spawn_hook(self) -> Any:
-        """Take the launch options before any hook can fail: they are good for one start, whatever becomes of it."""
+    async def run_auth_state_hook(self, auth_state: Any) -> Any:
+        """The first thing of a start that the Hub calls."""
         self._renew()
+        return await maybe_future(super().run_auth_state_hook(auth_state))  # type: ignore[misc]
+
+    async def run_pre_spawn_hook(self) -> Any:
+        """Take the launch options before any hook can fail: they are good for one start, whatever becomes of it."""
         self._take_launch()
-        return super().run_pre_spawn_hook()  # type: ignore[misc]
+        result = await maybe_future(super().run_pre_spawn_hook())  # type: ignore[misc]
+        # the Hub's own limit gets room for waiting until the server answers, and for finding out why it doesn't
+        self._start_limit = self.start_timeout
+        self.start_timeout = self.start_timeout + self.http_timeout + 3 * _EVIDENCE_TIMEOUT
+        return result
 
     async def start(self) -> Any:
         """Apply the launch, if this start is one, and start; returns when the server answers."""
@@ -163,22 +175,20 @@ class LauncherSpawnerMixin(Configurable):
 
         The Hub makes one per start, but for one case: the retry of a failed start from its own pages.
         """
-        if self._configured:
+        if not self._configured:
+            self._configured = self.trait_values(config=True)
+        elif self._steps.ended:
             self._begin()
             for name, value in self._configured.items():
                 if getattr(self, name) is not value:
                     setattr(self, name, value)
-        else:
-            self._configured = self.trait_values(config=True)
-        # the Hub's own limit gets room for waiting until the server answers, and for finding out why it doesn't
-        self._start_limit = self.start_timeout
-        self.start_timeout = self.start_timeout + self.http_timeout + 2 * _EVIDENCE_TIMEOUT
 
     def _take_launch(self) -> None:
         """Verify the launch options, if there are some, and mark them as used."""
         options = self.user_options.get(OPTIONS_KEY)
         if options is not None and not (isinstance(options, dict) and options.get("applied")):
             self._spec = self._verified(options)
+            self.user_options = {}  # what came beside them is not signed, and some spawner may obey it
             self._store_launch({**options, "applied": True})
 
     def _verified(self, options: Any) -> LaunchSpec:
@@ -325,7 +335,7 @@ class LauncherSpawnerMixin(Configurable):
 
     def step(self, message: str, phase: Phase | None, done: float = 0) -> None:
         """Tell those who watch the start; ``done`` says how much of the phase, from 0 to 1."""
-        self._steps.add(message, phase, done)
+        self._steps.add(hide(message, self._secrets()), phase, done)
 
     def volume_missing(self, name: str) -> StartFailed:
         """The error for a volume that does not exist and may not be made."""
@@ -393,7 +403,9 @@ class LauncherSpawnerMixin(Configurable):
             where = f"{'https' if settings.get('internal_ssl') else 'http'}://{host}:{int(port)}"
         url = url_path_join(where, self.server.base_url, "api")
         try:
-            await wait_for_http_server(url, timeout=self.http_timeout, ssl_context=tls)
+            # its own time-out counts only between requests, one of which may hang
+            async with asyncio.timeout(self.http_timeout):
+                await wait_for_http_server(url, timeout=self.http_timeout, ssl_context=tls)
         except TimeoutError:
             message = (
                 f"The server runs, but did not answer on its port within {self.http_timeout:g} seconds "
@@ -404,20 +416,37 @@ class LauncherSpawnerMixin(Configurable):
     async def _given_up(self, failure: Failure) -> HTTPError:
         """The error for the Hub, with everything that is known of the failure, told to the launcher as well."""
         if not failure.refused:
-            try:
-                async with asyncio.timeout(_EVIDENCE_TIMEOUT):
-                    failure = failure.with_evidence(await self.collect_evidence())
-                async with asyncio.timeout(_EVIDENCE_TIMEOUT):
-                    await self.remove_remains()  # at once: the Hub would first ask it to stop, and wait
-            except Exception:
-                self.log.exception("Could not look at, or remove, what is left of %s", self._log_name)
-        failure = failure.scrubbed(secrets_of(self.get_env(), self._spec.env if self._spec else {}))
+            evidence = await self._in_time(self.collect_evidence())
+            failure = failure.with_evidence(evidence or Evidence())
+            await self._in_time(self.remove_remains())  # at once: the Hub would first ask it to stop, and wait
+        failure = failure.scrubbed(self._secrets())
         self.log.warning("%s did not start (%s): %s", self._log_name, failure.reason, failure.message)
         if self._spec:
             options = self.user_options[OPTIONS_KEY]
             sealed = Signer(self.signing_key).seal({"id": options["id"], "failure": failure.model_dump()})
             self._store_launch({**options, "failure": sealed})
         return _error(400 if failure.refused else 500, failure.message, failure.reason, failure.as_html())
+
+    async def _in_time(self, work: Awaitable[Result]) -> Result | None:
+        """What comes of it, unless that takes too long or goes wrong: a failure is told all the same."""
+        try:
+            async with asyncio.timeout(_EVIDENCE_TIMEOUT):
+                return await work
+        except Exception:
+            self.log.exception("Could not look at, or remove, what is left of %s", self._log_name)
+            return None
+
+    def _secrets(self) -> list[str]:
+        """What must not be shown; found out once per start, since functions of the administrator's may be asked."""
+        if self._hidden is not None:
+            return self._hidden
+        given = self._spec.env if self._spec else {}
+        try:
+            env: dict[str, object] = dict(self.get_env())
+        except Exception:  # the environment may have functions of the administrator's in it
+            env = {"JUPYTERHUB_API_TOKEN": self.api_token}
+        self._hidden = sorted(secrets_of(env, given), key=len, reverse=True)
+        return self._hidden
 
 
 def _error(status: int, message: str, reason: str = "refused", html: str | None = None) -> HTTPError:

@@ -218,7 +218,7 @@ class Starter(LoggingConfigurable):
             known = self._signer.unseal(sealed) if sealed else {}
         except BadSignature:
             return None
-        if known.get("id") != launch.id:
+        if not isinstance(known, dict) or known.get("id") != launch.id:
             return None
         failure = parse(Failure, known["failure"])
         message = f"{title_of(launch.user, launch.server)} did not start: {failure.message}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from traitlets.utils.importstring import import_item
+
 import jhlauncher
 from jhlauncher import errors, install_launcher
 from jhlauncher.models import LaunchRequest
@@ -54,12 +56,11 @@ def test_commands_of_the_readme_exist():
 
 def test_settings_named_in_the_docs_exist():
     from jhlauncher.app import LauncherApp
-    from jhlauncher.engines.local import LauncherLocalSpawner
+    from jhlauncher.engines import ENGINES
     from jhlauncher.spawner import LauncherSpawnerMixin
 
-    classes = {
-        cls.__name__: cls for cls in (*LauncherApp.classes, LauncherApp, LauncherLocalSpawner, LauncherSpawnerMixin)
-    }
+    spawners = [import_item(path) for path in ENGINES.values()]
+    classes = {cls.__name__: cls for cls in (*LauncherApp.classes, LauncherApp, *spawners, LauncherSpawnerMixin)}
     text = "".join(DOCS.values())
     for name, trait in re.findall(r"\b(?:c\.)?(Hub|Launcher\w*|Policy|Progress)\.(\w+)", text):
         assert trait in classes[name].class_trait_names(), f"{name}.{trait}"

@@ -18,7 +18,13 @@ def failure(**fields: Any) -> Failure:
 
 def test_secrets_are_hidden_wherever_they_stand():
     secrets = secrets_of(
-        {"JUPYTERHUB_API_TOKEN": "abcdef0123", "HOME": "/home/jovyan", "DB_PASSWORD": "hunter22"},
+        {
+            "MAX_TOKENS": 4096,
+            "KEY_SECRET": {"valueFrom": {}},
+            "JUPYTERHUB_API_TOKEN": "abcdef0123",
+            "HOME": "/home/jovyan",
+            "DB_PASSWORD": "hunter22",
+        },
         {"ANYTHING": "first line\nsecond line", "SHORT": "1"},
     )
     lines = [
@@ -29,6 +35,8 @@ def test_secrets_are_hidden_wherever_they_stand():
         'password: "topsecret"',
         "Authorization: Bearer aaa.bbb",
         "postgresql://user:pass@host/db",
+        "AWS_SECRET_ACCESS_KEY=abcdefg12345",
+        "x" * 495 + "abcdef0123",
     ]
     hidden = failure(log=lines, events=lines[:1]).scrubbed(secrets)
     assert hidden.log == [
@@ -36,9 +44,11 @@ def test_secrets_are_hidden_wherever_they_stand():
         "connect [hidden]",
         "[hidden]",
         "GET /?token=[hidden]&x=1",
-        'password: "[hidden]"',
+        "password: [hidden]",
         "Authorization: Bearer [hidden]",
         "postgresql://[hidden]@host/db",
+        "AWS_SECRET_ACCESS_KEY=[hidden]",
+        "x" * 495 + "[hidd",
     ]
     assert hidden.events == [lines[0].replace("abcdef0123", "[hidden]")]
 
@@ -47,7 +57,7 @@ def test_evidence_is_bounded_and_plain():
     evidence = Evidence(log=[*(str(n) for n in range(100)), "\x1b[31mred\x1b[0m\x07", "x" * 10_000])
     assert len(evidence.log) == MAX_LINES
     assert evidence.log[-2] == "red"
-    assert len(evidence.log[-1]) <= 500
+    assert len(failure(log=evidence.log).scrubbed([]).log[-1]) == 500
 
 
 def test_what_is_known_already_is_kept():

@@ -74,10 +74,13 @@ def test_token_in_url_can_be_turned_off():
 def test_a_failed_spawner_that_is_started_again_is_as_it_was_configured():
     """The Hub does so when somebody tries again on its pages."""
     spawner = WithImage(user=user(), hub=hub(), environment={"OWN": "1"}, start_timeout=7)
-    spawner._renew()
+    asyncio.run(spawner.run_auth_state_hook(None))
+    asyncio.run(spawner.run_pre_spawn_hook())
+    assert spawner.start_timeout > 7
     apply(spawner, spec(env={"SECRET": "x"}))
-    spawner._renew()
-    assert (spawner.image, spawner.environment, spawner._start_limit) == ("default", {"OWN": "1"}, 7)
+    spawner._steps.end()
+    asyncio.run(spawner.run_auth_state_hook(None))
+    assert (spawner.image, spawner.environment, spawner.start_timeout) == ("default", {"OWN": "1"}, 7)
     assert spawner._spec is None
 
 

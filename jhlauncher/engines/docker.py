@@ -74,11 +74,11 @@ class DockerLaunch(LauncherSpawnerMixin):
         """Apply the spec to a container of its own, which is removed with the server.
 
         An administrator who keeps users' containers (``remove = False``) keeps those of plain starts: a launch has
-        its own beside them.
+        its own beside them, named as no user's can be.
         """
         await super().apply_launch(spec)
         if not self.remove:
-            self.object_name = f"{self.object_name}-launch"
+            self.object_name = f"{self.object_name}.launch"
         self._keep_launched()
 
     def _keep_launched(self) -> None:
@@ -177,7 +177,7 @@ class DockerLaunch(LauncherSpawnerMixin):
         spec = self._spec
         if not spec:
             return
-        kwargs["image"] = self.image
+        kwargs["image"] = spec.image
         kwargs["environment"] = _with_env(kwargs.get("environment") or {}, self.launch_env())
         if spec.cpu:
             host.pop("NanoCpus", None)
@@ -289,9 +289,11 @@ class DockerLaunch(LauncherSpawnerMixin):
         """The container's log and state."""
         try:
             state = (await self.docker("inspect_container", self.object_id or self.object_name))["State"]
-            log = await self._slow(self.client.logs, self.object_id, tail=50)
         except NotFound:
             return Evidence()
+        log = b""
+        with suppress(APIError, OSError):  # not every log driver can be read
+            log = await self._slow(self.client.logs, self.object_id, tail=50)
         events = [f"Container {state['Status']}"]
         if state["Error"]:
             events.append(state["Error"])

@@ -9,11 +9,15 @@ from __future__ import annotations
 import io
 import tarfile
 import time
+from contextlib import closing
 from typing import Any
 
 from docker.errors import NotFound
 
 from ..models import Volume
+
+_MAX_PASSWD = 1 << 20
+"""Bytes of /etc/passwd that are read."""
 
 
 def give_fresh_volumes(client: Any, container: str, volumes: list[Volume]) -> None:
@@ -37,30 +41,30 @@ def _owner(client: Any, container: str) -> tuple[int, int]:
     """The user and group that the container runs as."""
     user, _, group = (client.inspect_container(container)["Config"].get("User") or "0").partition(":")
     entries = [line.split(":") for line in _passwd(client, container).splitlines()]
-    entry = next((entry for entry in entries if len(entry) > 3 and user in (entry[0], entry[2])), None)
+    numbered = [entry for entry in entries if len(entry) > 3 and entry[2].isdigit() and entry[3].isdigit()]
+    entry = next((entry for entry in numbered if user in (entry[0], entry[2])), None)
     uid = int(user) if user.isdigit() else int(entry[2]) if entry else 0
     return uid, int(group) if group.isdigit() else int(entry[3]) if entry else 0
 
 
 def _passwd(client: Any, container: str) -> str:
+    """The image's list of users; empty if it has none that can be used. It may be anything: an image is a user's."""
     try:
         stream, _ = client.get_archive(container, "/etc/passwd")
-    except NotFound:  # an image may have next to nothing in it
+    except NotFound:
         return ""
-    with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
-        members = [archive.extractfile(member) for member in archive]
-    return "".join(file.read().decode(errors="replace") for file in members if file)
+    with closing(stream), tarfile.open(fileobj=_Reader(stream), mode="r|") as archive:
+        member = archive.next()
+        file = archive.extractfile(member) if member and member.isfile() and member.size <= _MAX_PASSWD else None
+        return file.read().decode(errors="replace") if file else ""
 
 
 def _is_fresh(client: Any, container: str, mount: str) -> bool:
     """Whether the folder is root's and empty. Only the beginning of it is read."""
     stream, _ = client.get_archive(container, mount)
-    try:
-        with tarfile.open(fileobj=_Reader(stream), mode="r|") as archive:
-            folder = archive.next()
-            return bool(folder and folder.uid == 0 and not folder.mode & 0o022 and archive.next() is None)
-    finally:
-        stream.close()
+    with closing(stream), tarfile.open(fileobj=_Reader(stream), mode="r|") as archive:
+        folder = archive.next()
+        return bool(folder and folder.uid == 0 and not folder.mode & 0o022 and archive.next() is None)
 
 
 def _folder(name: str, uid: int, gid: int) -> bytes:

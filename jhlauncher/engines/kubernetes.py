@@ -122,7 +122,7 @@ class KubernetesLaunch(LauncherSpawnerMixin):
     def _shape(self, pod: Any, spec: LaunchSpec) -> None:
         """The last word on the pod that is about to be made."""
         container = next(each for each in pod.spec.containers if each.name == pods.CONTAINER)
-        container.image = self.image
+        container.image = spec.image
         if spec.pull_policy:
             container.image_pull_policy = spec.pull_policy
         if spec.pull_secrets:

@@ -6,8 +6,8 @@ DockerSpawner has one thread for all its calls, which a pull would block for eve
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from docker.errors import APIError
@@ -15,7 +15,6 @@ from docker.errors import APIError
 Report = Callable[[float], None]
 """Is told how much is done, from 0 to 1."""
 
-_threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="docker-pull")
 _pulls: dict[tuple[str, str], _Pull] = {}
 
 
@@ -40,14 +39,21 @@ async def pull(client: Any, image: str, credentials: dict[str, str] | None, repo
     current = _pulls.get(key)
     if current is None:
         current = _pulls[key] = _Pull(client, image, credentials)
-        current.result.add_done_callback(lambda _: _pulls.pop(key))
+        current.result.add_done_callback(lambda _: _forget(key, current))
     current.listeners.add(report)
     report(current.done)
     try:
         await asyncio.shield(current.result)
     finally:
         current.listeners.discard(report)
-        current.abandoned = not current.listeners
+        if not current.listeners:
+            current.abandoned = True
+            _forget(key, current)  # the next who wants the image begins anew
+
+
+def _forget(key: tuple[str, str], pull: _Pull) -> None:
+    if _pulls.get(key) is pull:
+        del _pulls[key]
 
 
 class _Pull:
@@ -59,10 +65,28 @@ class _Pull:
         self.listeners: set[Report] = set()
         self.abandoned = False
         self.done = 0.0
-        self.result = self._loop.run_in_executor(_threads, self._run)
+        self.result: asyncio.Future[None] = self._loop.create_future()
         self.result.add_done_callback(lambda future: future.cancelled() or future.exception())
+        # a thread of its own: a registry that stalls would hold one of a pool's for as long as it likes
+        threading.Thread(target=self._run, name=f"pull of {image}", daemon=True).start()
 
     def _run(self) -> None:
+        try:
+            self._read()
+        except Exception as error:
+            self._loop.call_soon_threadsafe(self._end, error)
+        else:
+            self._loop.call_soon_threadsafe(self._end, None)
+
+    def _end(self, error: Exception | None) -> None:
+        if self.result.done():
+            return
+        if error:
+            self.result.set_exception(error)
+        else:
+            self.result.set_result(None)
+
+    def _read(self) -> None:
         layers = Layers()
         try:
             stream = self._client.pull(self._image, stream=True, decode=True, auth_config=self._credentials)

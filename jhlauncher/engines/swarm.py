@@ -79,7 +79,7 @@ class SwarmLaunch(DockerLaunch):
     def _shape_task(self, task: dict[str, Any], spec: LaunchSpec) -> None:
         """The last word on the service that is about to be made."""
         container = task["ContainerSpec"]
-        container["Image"] = self.image
+        container["Image"] = spec.image
         env = self.launch_env()
         others = [item for item in container.get("Env") or [] if item.partition("=")[0] not in env]
         container["Env"] = others + [f"{name}={_escaped(value)}" for name, value in env.items()]
@@ -210,10 +210,9 @@ class SwarmLaunch(DockerLaunch):
         if not self._own_service:
             return Evidence()
         tasks = await self._tasks()
-        try:
+        log = b""
+        with suppress(APIError, OSError):  # not every log driver can be read
             log = await self._slow(self.client.service_logs, self._own_service, stdout=True, stderr=True, tail=50)
-        except NotFound:
-            return Evidence()
         events = [": ".join(filter(None, (t["Status"]["State"], t["Status"].get("Err")))) for t in tasks]
         exit_code = (tasks[-1]["Status"].get("ContainerStatus") or {}).get("ExitCode") if tasks else None
         text = log if isinstance(log, bytes) else b"".join(log)

@@ -242,7 +242,9 @@ c.LauncherKubeSpawner.scheduling_timeout = 3
         configuration = type.__call__(kube.Configuration)
         await kube_config.load_kube_config(client_configuration=configuration)
         async with kube.ApiClient(configuration) as api:
-            return await action(kube.CoreV1Api(api))
+            result = await action(kube.CoreV1Api(api))
+        await asyncio.sleep(0.1)  # older aiohttp leaves it to the loop to end connections (its "Graceful shutdown")
+        return result
 
     async def _prepare(self, api: Any) -> None:
         await api.create_namespace({"metadata": {"name": self.id}})
