@@ -43,6 +43,11 @@ except Exception:
     traceback.print_exc()
     raise SystemExit(3)
 '''
+MUTE = '''
+import os, socket, time, urllib.parse
+server = socket.create_server(("", urllib.parse.urlsplit(os.environ["JUPYTERHUB_SERVICE_URL"]).port))
+time.sleep(300)
+'''
 no_lab = {{"JUPYTERHUB_SINGLEUSER_APP": "jupyter_server.serverapp.ServerApp"}}
 c.LauncherLocalSpawner.environments = {{
     "plain": {{"cmd": singleuser, "environment": {{**no_lab, "IMAGE": "plain"}}}},
@@ -50,6 +55,7 @@ c.LauncherLocalSpawner.environments = {{
     "lab": {{"cmd": singleuser}},
     "crashing": {{"cmd": [sys.executable, "-c", CRASHING]}},
     "silent": {{"cmd": ["sleep", "300"]}},
+    "mute": {{"cmd": [sys.executable, "-c", MUTE]}},
 }}
 c.LauncherLocalSpawner.cmd = singleuser
 c.LauncherLocalSpawner.environment = {{**no_lab, "FROM_CONFIG": "1"}}

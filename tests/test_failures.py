@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from jhlauncher.engines import pods
-from jhlauncher.engines.pulling import Layers
+from jhlauncher.engines.pulling import Layers, pull
 from jhlauncher.failures import MAX_LINES, Evidence, Failure, pull_failure, secrets_of
 from jhlauncher.steps import Steps
 
@@ -223,3 +226,37 @@ def test_steps_only_rise_and_keep_their_phase():
         (35, "pulling"),
         (35, "scheduling"),
     ]
+
+
+class SlowRegistry:
+    """An engine that pulls layer by layer, when it is told to."""
+
+    def __init__(self) -> None:
+        self.pulls = 0
+        self.go_on = threading.Semaphore(0)
+
+    def pull(self, image: str, **options: Any) -> Iterator[dict[str, Any]]:
+        self.pulls += 1
+        for _ in range(2):
+            self.go_on.acquire(timeout=10)
+            yield {"status": "Downloading", "id": "a", "progressDetail": {"current": 1, "total": 2}}
+
+
+@pytest.mark.asyncio
+async def test_a_pull_that_was_given_up_is_not_joined():
+    """Or the next who wants the image would get the end of the old one for a success."""
+    engine = SlowRegistry()
+    first = asyncio.create_task(pull(engine, "x:1", None, lambda done: None))
+    second = asyncio.create_task(pull(engine, "x:1", None, lambda done: None))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    assert engine.pulls == 1  # the second still waits for it
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    third = asyncio.create_task(pull(engine, "x:1", None, lambda done: None))
+    await asyncio.sleep(0)
+    for _ in range(3):  # one ends the pull that nobody waits for any more
+        engine.go_on.release()
+    await asyncio.wait_for(third, 10)
+    assert engine.pulls == 2

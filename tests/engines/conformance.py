@@ -325,17 +325,17 @@ class Failures(EngineTests):
         error = await self.refusal(hub, user, **body)
         assert error["reason"] == reason, error
         assert time.monotonic() - began < self.BOUND
-        assert not any(user in name for name in await hub.remains()), "something is left"
-        await self.on_the_hub(hub, user, error)
+        await self.on_the_hub(hub, user, error, body.get("server_name", ""))
         return error
 
-    async def on_the_hub(self, hub: EngineHub, user: str, error: dict[str, Any]) -> None:
+    async def on_the_hub(self, hub: EngineHub, user: str, error: dict[str, Any], server: str) -> None:
         """The Hub's own page and event stream have the same to say."""
         sentence = error["error"].partition(" did not start: ")[2]
         headers = {"Authorization": f"token {hub.admin_token}"}
+        path = f"servers/{server}" if server else "server"
         async with (
             aiohttp.ClientSession(headers=headers) as client,
-            client.get(f"{hub.url}hub/api/users/{user}/server/progress") as response,
+            client.get(f"{hub.url}hub/api/users/{user}/{path}/progress") as response,
         ):
             (event,) = [json.loads(e.data) async for e in sse.decode(response.content.iter_any())]
         assert event["failed"]
@@ -346,6 +346,7 @@ class Failures(EngineTests):
     async def test_image_that_does_not_exist(self, hub: EngineHub, saw: Any):
         error = await self.failure(hub, "image_not_found", "no-image", image="no-such-image:1")
         assert "no-such-image:1" in error["error"]
+        assert not await hub.remains_of("no-image")
         saw("image_not_found", "works")
 
     async def test_missing_volume(self, hub: EngineHub, saw: Any):
@@ -359,6 +360,7 @@ class Failures(EngineTests):
         error = await self.failure(
             hub, "crashed", "crasher", image=hub.images["crashing"], env={"SECRET_WORD": "swordfish"}
         )
+        assert not await hub.remains_of("crasher")
         log = "\n".join(error["details"]["log"])
         assert "ZeroDivisionError" in log
         assert "the token is [hidden]" in log
@@ -369,7 +371,11 @@ class Failures(EngineTests):
         saw("crashed", "works")
 
     async def test_never_listening(self, hub: EngineHub, saw: Any):
-        await self.failure(hub, "never_ready", "silent", image=hub.images["silent"])
+        await asyncio.gather(
+            self.failure(hub, "never_ready", "silent", image=hub.images["silent"]),
+            self.failure(hub, "never_ready", "silent-mute", server_name="p1", image=hub.images["mute"]),
+        )
+        assert not await hub.remains_of("silent")
         saw("never_ready", "works")
 
     async def test_out_of_memory(self, hub: EngineHub, saw: Any):
@@ -378,6 +384,7 @@ class Failures(EngineTests):
             return
         error = await self.failure(hub, "out_of_memory", "glutton", memory={"limit": "24M"})
         assert "24M" in error["error"]
+        assert not await hub.remains_of("glutton")
         saw("out_of_memory", "works")
 
     @pytest.mark.parametrize("asked", [{"cpu": {"request": 500}}, {"memory": {"limit": "900G"}}], ids=str)
@@ -386,4 +393,5 @@ class Failures(EngineTests):
             saw("unschedulable", "not applicable")
             return
         await self.failure(hub, "unschedulable", "giant", **asked)
+        assert not await hub.remains_of("giant")
         saw("unschedulable", "works")

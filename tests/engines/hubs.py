@@ -52,10 +52,16 @@ import os
 print("the token is", os.environ["JUPYTERHUB_API_TOKEN"], "and the secret", os.environ.get("SECRET_WORD"))
 1 / 0
 """
+MUTE = """
+import os, socket, time, urllib.parse
+server = socket.create_server(("", urllib.parse.urlsplit(os.environ["JUPYTERHUB_SERVICE_URL"]).port))
+time.sleep(300)
+"""
 DOCKERFILES = {
     "other": 'ENV WHICH_IMAGE="other"',
     "crashing": f"CMD {json.dumps(['python3', '-c', CRASHING])}",
     "silent": 'CMD ["sleep", "300"]',
+    "mute": f"CMD {json.dumps(['python3', '-c', MUTE])}",
     "root": 'USER root\nCMD ["jupyterhub-singleuser", "--allow-root"]',
 }
 
@@ -63,8 +69,8 @@ DOCKERFILES = {
 class EngineHub(RealHub):
     """A Hub on an engine.
 
-    ``images`` has the names of: an image that works, ``other`` that works too, one whose server crashes, and one that
-    never listens.
+    ``images`` has the names of: an image that works, ``other`` that works too, one whose server crashes, one that never
+    listens, and one that listens and never answers.
     """
 
     engine: str
@@ -111,7 +117,7 @@ class EngineHub(RealHub):
 
 class LocalHub(EngineHub):
     engine = "local"
-    images = {"image": "plain", "other": "other", "crashing": "crashing", "silent": "silent"}
+    images = {"image": "plain", "other": "other", "crashing": "crashing", "silent": "silent", "mute": "mute"}
 
     async def create_volume(self, name: str) -> None:
         (self.folder / "servers/volumes" / name).mkdir(parents=True)
