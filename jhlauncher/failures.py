@@ -81,7 +81,7 @@ class Failure(Evidence):
 
     def with_evidence(self, evidence: Evidence) -> Failure:
         """The same with what was not known yet."""
-        return self.model_copy(update={k: v for k, v in evidence if v and not getattr(self, k)})
+        return self.model_copy(update={k: v for k, v in evidence if getattr(self, k) in (None, [])})
 
     def scrubbed(self, secrets: Iterable[str]) -> Failure:
         """The same without these secrets, and without what looks like one; lines are cut to size."""

@@ -42,7 +42,7 @@ def install_launcher(
     Args:
         c: the configuration object of ``jupyterhub_config.py``.
         engine: where servers run: "kubernetes", "docker", "swarm" or "local"; each but the last needs the extra of its
-            name, as in ``pip install "jhlauncher[docker]"``.
+            name, as in ``pip install ".[docker]"``.
         spawner_class: instead of an engine, any spawner class (or its import string or entry point), to which the
             launcher's mixin is added.
         name: the service's name; it answers at /services/NAME/.
@@ -112,7 +112,8 @@ def _check_installed(engine: str) -> None:
         import_item(ENGINES[engine])
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"install_launcher(engine={engine!r}) needs the package {error.name}: pip install 'jhlauncher[{engine}]'"
+            f"install_launcher(engine={engine!r}) needs the package {error.name}, "
+            f"which the extra [{engine}] of jhlauncher installs"
         ) from error
 
 

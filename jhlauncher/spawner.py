@@ -13,7 +13,7 @@ not all that follow.
 
 How a start goes, and which method of an engine (`jhlauncher.engines`) has a say::
 
-    take the launch -> apply_launch: check_volumes, apply_image, apply_volumes, ...
+    take the launch -> apply_launch: apply_image, ..., apply_volumes, check_volumes
                     -> the spawner's own start -> wait until the server answers
                        meanwhile watch_start tells the steps, and returns as soon as the engine knows of a failure
     when it fails   -> collect_evidence while the container is still there -> the Hub stops it -> remove_remains
@@ -109,10 +109,10 @@ class LauncherSpawnerMixin(Configurable):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._configured: dict[str, Any] = {}
-        self._start_limit = 0.0
-        self._begin()
+        self._start_limit = float(self.start_timeout)
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         """Forget the start before."""
         self._steps = Steps()
         self._spec: LaunchSpec | None = None  # of the launch that this start is
@@ -137,7 +137,6 @@ class LauncherSpawnerMixin(Configurable):
 
     async def start(self) -> Any:
         """Apply the launch, if this start is one, and start; returns when the server answers."""
-        self._take_launch()
         try:
             if self._spec:
                 await self.apply_launch(self._spec)
@@ -178,7 +177,7 @@ class LauncherSpawnerMixin(Configurable):
         if not self._configured:
             self._configured = self.trait_values(config=True)
         elif self._steps.ended:
-            self._begin()
+            self._reset()
             for name, value in self._configured.items():
                 if getattr(self, name) is not value:
                     setattr(self, name, value)
@@ -371,7 +370,7 @@ class LauncherSpawnerMixin(Configurable):
         """The spawner's own start, and then until the server answers."""
         self.step("Starting the server", "starting")
         try:
-            async with asyncio.timeout(self._start_limit or self.start_timeout) as limit:
+            async with asyncio.timeout(self._start_limit) as limit:
                 where = await maybe_future(super().start())  # type: ignore[misc]
         except (HTTPError, StartFailed):
             raise

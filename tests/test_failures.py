@@ -184,6 +184,16 @@ def test_pods_that_may_still_be_ready(pod: dict[str, Any]):
 def test_a_volume_that_is_gone_meanwhile():
     why = 'persistentvolumeclaim "data" not found'
     assert pods.unschedulable_failure(why).reason == "volume_not_found"
+    unbound = "pod has unbound immediate PersistentVolumeClaims"
+    assert pods.unschedulable_failure(unbound).reason == "volume_failed"
+
+
+def test_a_volume_that_is_not_mounted():
+    trouble = event("FailedAttachVolume", "Multi-Attach error")
+    found = pods.mount_trouble([event("Scheduled"), trouble])
+    assert found
+    assert (found.reason, "Multi-Attach" in found.message) == ("volume_failed", True)
+    assert pods.mount_trouble([trouble, event("Failed", "something else since")]) is None
 
 
 def test_exit_code_and_which_log():

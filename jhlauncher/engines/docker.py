@@ -13,7 +13,7 @@ from docker.utils import version_lt
 from dockerspawner import DockerSpawner
 from traitlets import Dict
 
-from ..failures import Evidence, Failure, StartFailed, ended, pull_failure
+from ..failures import MAX_LINES, Evidence, Failure, StartFailed, ended, pull_failure
 from ..models import Cpu, Gpu, LaunchSpec, Memory, Volume, format_bytes
 from ..spawner import LauncherSpawnerMixin
 from .docker_events import ContainerEvents
@@ -56,8 +56,8 @@ class DockerLaunch(LauncherSpawnerMixin):
 
     _events: ContainerEvents | None = None
 
-    def _begin(self) -> None:
-        super()._begin()
+    def _reset(self) -> None:
+        super()._reset()
         self._started = asyncio.Event()
         self._credentials: dict[str, str] | None = None
         self._launched = False
@@ -179,16 +179,18 @@ class DockerLaunch(LauncherSpawnerMixin):
             return
         kwargs["image"] = spec.image
         kwargs["environment"] = _with_env(kwargs.get("environment") or {}, self.launch_env())
+        # what a launch gives is its own as a whole: half of it and half of the configuration would be nobody's wish
         if spec.cpu:
-            host.pop("NanoCpus", None)
-            host.pop("CpuShares", None)
+            for key in ("NanoCpus", "CpuShares", "CpuPeriod", "CpuQuota"):
+                host.pop(key, None)
             if spec.cpu.limit:
                 host.update(CpuPeriod=100_000, CpuQuota=int(spec.cpu.limit * 100_000))
             if spec.cpu.request:
                 host["CpuShares"] = max(2, int(spec.cpu.request * 1024))
         if spec.memory:
-            for key, value in _memory(spec.memory).items():
-                host[key] = value
+            for key in ("Memory", "MemorySwap", "MemoryReservation"):
+                host.pop(key, None)
+            host.update(_memory(spec.memory))
         if spec.gpu and spec.gpu.count:
             host["DeviceRequests"] = [{"Driver": "", "Count": spec.gpu.count, "Capabilities": [["gpu"]]}]
         if spec.volumes:
@@ -293,7 +295,7 @@ class DockerLaunch(LauncherSpawnerMixin):
             return Evidence()
         log = b""
         with suppress(APIError, OSError):  # not every log driver can be read
-            log = await self._slow(self.client.logs, self.object_id, tail=50)
+            log = await self._slow(self.client.logs, self.object_id, tail=MAX_LINES)
         events = [f"Container {state['Status']}"]
         if state["Error"]:
             events.append(state["Error"])

@@ -14,7 +14,7 @@ from kubespawner import KubeSpawner
 from kubespawner.slugs import safe_slug
 from traitlets import Float, Unicode, default
 
-from ..failures import Evidence, Failure, StartFailed
+from ..failures import MAX_LINES, Evidence, Failure, StartFailed
 from ..models import Gpu, LaunchSpec, Volume, format_bytes
 from ..spawner import LauncherSpawnerMixin
 from . import pods
@@ -200,9 +200,11 @@ class KubernetesLaunch(LauncherSpawnerMixin):
                     return failure
                 why = pods.unschedulable(pod)
                 waiting_since = 0 if why is None else waiting_since or loop.time()
-                self._suspicion = None if why is None else pods.unschedulable_failure(why)
-                scaling = any(event["reason"] == "TriggeredScaleUp" for event in events)
-                if self._suspicion and not scaling and loop.time() - waiting_since >= self.scheduling_timeout:
+                self._suspicion = pods.mount_trouble(events) if why is None else pods.unschedulable_failure(why)
+                patient = any(event["reason"] == "TriggeredScaleUp" for event in events) or (
+                    self._suspicion and self._suspicion.reason == "volume_failed"  # storage may take its time
+                )
+                if self._suspicion and not patient and loop.time() - waiting_since >= self.scheduling_timeout:
                     return self._suspicion
             await _any_rings(rung, 1 if waiting_since else 30)
 
@@ -230,8 +232,8 @@ class KubernetesLaunch(LauncherSpawnerMixin):
         self._starting = False
         return url
 
-    def _begin(self) -> None:
-        super()._begin()
+    def _reset(self) -> None:
+        super()._reset()
         self._pod_requested = self._starting = False
         self._told: set[tuple[str, int | None]] = set()
 
@@ -257,7 +259,7 @@ class KubernetesLaunch(LauncherSpawnerMixin):
         log = ""
         with suppress(ApiException):  # there is no container yet, or the role lacks pods/log
             log = await self.api.read_namespaced_pod_log(
-                self.pod_name, self.namespace, container=pods.CONTAINER, tail_lines=50, previous=previous
+                self.pod_name, self.namespace, container=pods.CONTAINER, tail_lines=MAX_LINES, previous=previous
             )
         return Evidence(exit_code=exit_code, log=(log or "").splitlines(), events=events)
 

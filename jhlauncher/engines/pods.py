@@ -37,6 +37,14 @@ def step_of(event: Json) -> tuple[str, Phase | None, float]:
     return str(event.get("message") or event["reason"]), phase, done
 
 
+def mount_trouble(events: list[Json]) -> Failure | None:
+    """What keeps a volume from being mounted; Kubernetes goes on trying, and may succeed."""
+    latest = next((event for event in reversed(events) if event["reason"].startswith("Failed")), None)
+    if latest and latest["reason"] in ("FailedMount", "FailedAttachVolume"):
+        return Failure(reason="volume_failed", message=f"A volume could not be mounted: {latest.get('message')}")
+    return None
+
+
 def line_of(event: Json) -> str:
     """An event as a line of evidence."""
     return f"{event['reason']}: {event.get('message') or ''}"
@@ -52,8 +60,10 @@ def unschedulable(pod: Json) -> str | None:
 
 def unschedulable_failure(why: str) -> Failure:
     """The failure of a pod that found no node."""
-    if "persistentvolumeclaim" in why and "not found" in why:
-        return Failure(reason="volume_not_found", message=f"A volume does not exist: {why}")
+    if "persistentvolumeclaim" in why.lower():
+        if "not found" in why:
+            return Failure(reason="volume_not_found", message=f"A volume does not exist: {why}")
+        return Failure(reason="volume_failed", message=f"A volume is not to be had (yet): {why}")
     return Failure(reason="unschedulable", message=f"No node can run the server: {why.rstrip('.')}. Ask for less.")
 
 

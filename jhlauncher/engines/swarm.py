@@ -11,7 +11,7 @@ from docker.types import Mount
 from dockerspawner import SwarmSpawner
 from traitlets import Float, Unicode
 
-from ..failures import Evidence, Failure, ended, pull_failure
+from ..failures import MAX_LINES, Evidence, Failure, ended, pull_failure
 from ..models import LaunchSpec, Phase, Volume, format_bytes
 from .docker import DockerLaunch, docker_mount
 from .fresh_volumes import give_fresh_volumes
@@ -31,7 +31,7 @@ _PHASES: dict[str, tuple[str, Phase]] = {
 class SwarmLaunch(DockerLaunch):
     """What a launch means for SwarmSpawner.
 
-    Swarm tells nobody what becomes of a task, so a start asks for it every second.
+    Swarm tells nobody what becomes of a task, so a start asks for it, every 0.3 seconds until it runs.
     """
 
     if TYPE_CHECKING:
@@ -48,12 +48,12 @@ class SwarmLaunch(DockerLaunch):
         "NVIDIA-GPU", help="The generic resource that GPUs are, as the nodes' node-generic-resources name it."
     ).tag(config=True)
 
-    def _begin(self) -> None:
-        super()._begin()
+    def _reset(self) -> None:
+        super()._reset()
         self._own_service = ""
 
     def apply_pull(self, spec: LaunchSpec) -> None:
-        """Each node pulls, with credentials of its own."""
+        """The nodes pull, with the credentials that the Hub's Docker client has."""
         if spec.pull_secrets:
             self.refuse("pull_secrets", "a swarm's nodes pull with the credentials of the Hub's Docker client only")
         super().apply_pull(spec)
@@ -109,22 +109,21 @@ class SwarmLaunch(DockerLaunch):
     async def create_object(self) -> Any:
         """Make the service, and its volumes before it."""
         if self._spec and self._spec.volumes:
-            await self._slow(self._prepare_volumes, [docker_mount(volume) for volume in self._spec.volumes])
+            await self._slow(self._prepare_volumes, self._spec.volumes)
         service = await super().create_object()
         self._own_service = service["ID"]
         return service
 
-    def _prepare_volumes(self, mounts: list[Mount]) -> None:
+    def _prepare_volumes(self, volumes: list[Volume]) -> None:
         """Give fresh volumes to the image's user, with a container that is never started. Blocks.
 
         Where volumes are the nodes' own, this reaches those of the manager; so does the Hub when it makes them.
         """
-        assert self._spec  # noqa: S101  (for mypy)
         with suppress(NotFound):  # the image is on other nodes only
-            host = self.client.create_host_config(mounts=mounts)
+            host = self.client.create_host_config(mounts=[docker_mount(volume) for volume in volumes])
             container = self.client.create_container(self.image, ["true"], host_config=host)["Id"]
             try:
-                give_fresh_volumes(self.client, container, self._spec.volumes)
+                give_fresh_volumes(self.client, container, volumes)
             finally:
                 self.client.remove_container(container, v=True, force=True)
 
@@ -212,7 +211,9 @@ class SwarmLaunch(DockerLaunch):
         tasks = await self._tasks()
         log = b""
         with suppress(APIError, OSError):  # not every log driver can be read
-            log = await self._slow(self.client.service_logs, self._own_service, stdout=True, stderr=True, tail=50)
+            log = await self._slow(
+                self.client.service_logs, self._own_service, stdout=True, stderr=True, tail=MAX_LINES
+            )
         events = [": ".join(filter(None, (t["Status"]["State"], t["Status"].get("Err")))) for t in tasks]
         exit_code = (tasks[-1]["Status"].get("ContainerStatus") or {}).get("ExitCode") if tasks else None
         text = log if isinstance(log, bytes) else b"".join(log)
@@ -254,8 +255,13 @@ def _escaped(value: str) -> str:
 
 
 def _swarm_mount(volume: Volume) -> Mount:
+    """Also says how the volume is made, for nodes that do not have it yet."""
     mount = docker_mount(volume)
     mount["Target"] = _escaped(mount["Target"])
+    new = volume.create
+    if new and (new.driver != "local" or new.driver_options):
+        driver = {"Name": new.driver, "Options": new.driver_options}
+        mount["VolumeOptions"] = {**mount.get("VolumeOptions", {}), "DriverConfig": driver}
     return mount
 
 

@@ -30,7 +30,7 @@ class Table:
                     if report.passed:
                         self.seen[field, engine] = outcome
             if report.passed or report.failed:
-                engine = next((name for name in ENGINES if name in report.nodeid), "")
+                engine = next((name for name in ENGINES if name in report.nodeid.lower()), "")
                 self.tested[engine] = self.tested.get(engine, 0) + 1
         if report.failed:
             self.broken = True

@@ -30,7 +30,7 @@ class Configured(EngineTests):
             asyncio.run(hub.clean())
 
     async def plain(self, hub: EngineHub, user: str) -> dict[str, Any]:
-        """Start from the Hub's own page, with no options, and stop what runs before."""
+        """Start as from the Hub's own page, with no options."""
         await hub.api("POST", f"/users/{user}")
         assert (await hub.api("POST", f"/users/{user}/server", json={"user_options": {}}))[0] in (201, 202)
         async with asyncio.timeout(60):

@@ -26,6 +26,10 @@ ROLE = next(
 RIGHTS = [(rule["resources"][0], verb) for rule in ROLE["rules"] for verb in rule["verbs"]]
 
 
+# those who miss a right shall notice soon; test_enough shows that it is enough time
+IMPATIENT = "c.Spawner.start_timeout = 20\nc.KubeSpawner.k8s_api_request_retry_timeout = 4\n"
+
+
 async def broken(hub: KubernetesHub) -> list[str]:
     """What does not work of a server's life."""
     found = []
@@ -53,14 +57,13 @@ async def broken(hub: KubernetesHub) -> list[str]:
 
 
 async def test_enough(tmp_path: Path):
-    hub = KubernetesHub(tmp_path)
+    hub = KubernetesHub(tmp_path, after=IMPATIENT)
     with hub.running():
         assert await broken(hub) == []
 
 
 @pytest.mark.parametrize(("resource", "verb"), RIGHTS)
 async def test_none_is_superfluous(tmp_path: Path, resource: str, verb: str):
-    after = "c.Spawner.start_timeout = 8\nc.KubeSpawner.k8s_api_request_retry_timeout = 4\n"
-    hub = KubernetesHub(tmp_path, after=after, without=(resource, verb))
+    hub = KubernetesHub(tmp_path, after=IMPATIENT, without=(resource, verb))
     with hub.running():
         assert await broken(hub)

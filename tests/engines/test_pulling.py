@@ -47,20 +47,21 @@ class Pulling(EngineTests):
         error = await self.refusal(hub, "nobody", image=image)
         assert error["reason"] == "image_not_found", error
         assert image in error["error"]
-        assert not [name for name in await hub.remains() if "nobody" in name]
+        assert not await hub.remains_of("nobody")
 
     async def test_image_that_others_may_pull(self, hub: Any):
         error = await self.refusal(hub, "nobody", image=f"{hub.registry.private_address}/image:1")
         assert error["reason"] == "image_pull_denied", error
         assert PASSWORD not in str(error)
 
-    async def test_credentials_of_the_policy(self, hub: Any):
+    async def test_credentials_of_the_policy(self, hub: Any, saw: Any):
         """All who wait for the image see it come."""
         image = f"{hub.registry.private_address}/image:2"
         users = ("pull-secrets-1", "pull-secrets-2")
         for events in await asyncio.gather(*(self.events(hub, username=user, image=image) for user in users)):
             assert events[-1][0] == "ready", events
             self.check_pulling([step for _, step in events[:-1] if step["phase"] == "pulling"])
+        saw("pull_secrets (of the policy)", "works")
 
     def check_pulling(self, steps: list[dict[str, Any]]) -> None:
         assert steps
