@@ -121,3 +121,24 @@ def test_endpoint_of_a_service_is_the_administrators_to_choose():
     endpoint = EndpointSpec(mode="vip")
     LauncherSwarmSpawner(user=user(), hub=hub(), extra_endpoint_spec={"mode": "vip"})._shape_endpoint(endpoint)
     assert endpoint["Mode"] == "vip"
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_start_leaves_no_view_that_is_never_ready(monkeypatch: pytest.MonkeyPatch):
+    """All servers share it; every later start would wait for it."""
+    go_on, made = asyncio.Event(), asyncio.Event()
+
+    async def make(*arguments: Any, **options: Any) -> None:
+        await go_on.wait()
+        made.set()
+
+    monkeypatch.setattr("kubespawner.KubeSpawner._start_reflector", make)
+    orm_spawner = SimpleNamespace(name="", server=None)
+    spawner = LauncherKubeSpawner(_mock=True, user=user(), orm_spawner=orm_spawner, hub=hub())
+    start = asyncio.create_task(spawner._start_watching_pods())
+    await asyncio.sleep(0)
+    start.cancel()
+    await asyncio.gather(start, return_exceptions=True)
+    assert start.cancelled()
+    go_on.set()
+    await asyncio.wait_for(made.wait(), 5)

@@ -20,6 +20,9 @@ from ..spawner import LauncherSpawnerMixin
 from . import pods
 from .reflectors import telling
 
+_reflector_starts: set[asyncio.Task[Any]] = set()
+"""Under way; the loop itself keeps no reference to them."""
+
 
 class KubernetesLaunch(LauncherSpawnerMixin):
     """What a launch means for KubeSpawner and its descendants.
@@ -166,8 +169,17 @@ class KubernetesLaunch(LauncherSpawnerMixin):
     # -- a start
 
     async def _start_reflector(self, kind: str, reflector_class: Any, **kwargs: Any) -> Any:
-        """KubeSpawner's views, that tell when they change."""
-        return await super()._start_reflector(kind, telling(reflector_class), **kwargs)  # type: ignore[misc]
+        """KubeSpawner's views, that tell when they change.
+
+        They are shared by all servers: a start that is cancelled while the first view is made must not leave one that
+        never gets ready, for which every later start would wait.
+        """
+        making = super()._start_reflector(kind, telling(reflector_class), **kwargs)  # type: ignore[misc]
+        task = asyncio.create_task(making)
+        _reflector_starts.add(task)
+        task.add_done_callback(_reflector_starts.discard)
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(task)
 
     async def _make_create_pod_request(self, pod: Any, request_timeout: float) -> bool:
         """As KubeSpawner's, which writes the whole pod into the log when it is refused: env and all."""

@@ -78,6 +78,8 @@ class EngineHub(RealHub):
     home = "/home/jovyan"
     writer_image = "image"
     """The one whose user may write in this engine's volumes."""
+    parts = 1
+    """How many things a running server is, as `remains` counts them."""
 
     def __init__(self, folder: Path, after: str = "", **snippets: str) -> None:
         self.id = f"t{secrets.token_hex(3)}"
@@ -178,6 +180,7 @@ class SwarmHub(DockerHub):
     """The Hub is in a container on the overlay network: servers are reached by their services' names only."""
 
     engine = "swarm"
+    parts = 2  # a service and its container
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
