@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from .models import Model
+from .models import Model, format_bytes
 
 Reason = Literal[
     "image_not_found",
@@ -83,18 +83,13 @@ class Failure(Evidence):
         """The same with what was not known yet."""
         return self.model_copy(update={k: v for k, v in evidence if getattr(self, k) in (None, [])})
 
-    def scrubbed(self, secrets: Iterable[str]) -> Failure:
-        """The same without these secrets, and without what looks like one; lines are cut to size."""
-        known = sorted({secret for secret in secrets if secret}, key=len, reverse=True)
-
-        def clean(text: str) -> str:
-            return hide(text, known)
-
+    def scrubbed(self, secrets: list[str]) -> Failure:
+        """The same without these secrets (of `secrets_of`) and what looks like one; lines are cut to size."""
         return self.model_copy(
             update={
-                "message": clean(self.message)[:MAX_MESSAGE_LENGTH],
-                "log": [clean(line)[:MAX_LINE_LENGTH] for line in self.log],
-                "events": [clean(line)[:MAX_LINE_LENGTH] for line in self.events],
+                "message": hide(self.message, secrets)[:MAX_MESSAGE_LENGTH],
+                "log": [hide(line, secrets)[:MAX_LINE_LENGTH] for line in self.log],
+                "events": [hide(line, secrets)[:MAX_LINE_LENGTH] for line in self.events],
             }
         )
 
@@ -125,7 +120,7 @@ class StartFailed(Exception):
 
 
 def secrets_of(env: Mapping[str, object], given: dict[str, str]) -> list[str]:
-    """The values of an environment that must not be shown.
+    """The values of an environment that must not be shown, the longest first: one may be a part of another.
 
     Args:
         env: the whole environment; what is named like a secret is one. Spawners also take what is not text.
@@ -135,8 +130,8 @@ def secrets_of(env: Mapping[str, object], given: dict[str, str]) -> list[str]:
     """
     named = [value for name, value in env.items() if _SECRET_NAME.search(name) and isinstance(value, str)]
     values = named + list(given.values())
-    lines = [line for value in values for line in (value, *value.splitlines())]
-    return [line for line in lines if len(line.strip()) >= 6]
+    lines = {line for value in values for line in (value, *value.splitlines()) if len(line.strip()) >= 6}
+    return sorted(lines, key=len, reverse=True)
 
 
 def pull_failure(image: str, text: str) -> Failure:
@@ -154,9 +149,10 @@ def pull_failure(image: str, text: str) -> Failure:
     )
 
 
-def ended(exit_code: int | None, *, out_of_memory: bool, limit: str = "") -> Failure:
+def ended(exit_code: int | None, *, out_of_memory: bool, memory_limit: int | None = None) -> Failure:
     """The failure of a server whose process ended before it was ready."""
     if out_of_memory:
+        limit = f" (limit: {format_bytes(memory_limit)})" if memory_limit else ""
         return Failure(
             reason="out_of_memory",
             message=f"The server ran out of memory while it was starting{limit}. Ask for more.",

@@ -304,12 +304,27 @@ class LauncherSpawnerMixin(Configurable):
     # -- what an engine knows
 
     async def check_volumes(self, volumes: list[Volume]) -> None:
-        """Make the volumes that do not exist, where the policy lets us.
+        """Make the volumes that do not exist, where the policy lets us, once it is known that it does for all.
 
         Raises:
             StartFailed: one does not exist.
 
         """
+        distinct = {volume.name: volume for volume in volumes}.values()
+        missing = [volume for volume in distinct if not await self.has_volume(volume)]
+        for volume in missing:
+            if not volume.create:
+                raise self.volume_missing(volume.name)
+        for volume in missing:
+            self.step(f"Creating the volume {volume.name}", "starting")
+            await self.create_volume(volume)
+
+    async def has_volume(self, volume: Volume) -> bool:
+        """Whether the engine has this volume."""
+        return True
+
+    async def create_volume(self, volume: Volume) -> None:
+        """Make this volume as its ``create`` says."""
 
     async def watch_start(self) -> Failure:
         """Tell the steps of the start; returns when the engine knows that it fails, and never otherwise.
@@ -444,7 +459,7 @@ class LauncherSpawnerMixin(Configurable):
             env: dict[str, object] = dict(self.get_env())
         except Exception:  # the environment may have functions of the administrator's in it
             env = {"JUPYTERHUB_API_TOKEN": self.api_token}
-        self._hidden = sorted(secrets_of(env, given), key=len, reverse=True)
+        self._hidden = secrets_of(env, given)
         return self._hidden
 
 

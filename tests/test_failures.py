@@ -167,6 +167,14 @@ def test_pods_that_will_never_be_ready(pod: dict[str, Any], events: list[dict[st
     assert failure.reason == reason
 
 
+def test_kill_under_a_memory_limit_is_taken_for_out_of_memory():
+    killed = pod("Running", containerStatuses=[notebook({"terminated": {"exitCode": 137, "reason": "Error"}})])
+    for limit, reason in ((None, "crashed"), (64 * 1024**2, "out_of_memory")):
+        failure = pods.failure_of(killed, [], limit)
+        assert failure
+        assert failure.reason == reason
+
+
 @pytest.mark.parametrize(
     "pod",
     [

@@ -14,7 +14,7 @@ from dockerspawner import DockerSpawner
 from traitlets import Dict
 
 from ..failures import MAX_LINES, Evidence, Failure, StartFailed, ended, pull_failure
-from ..models import Cpu, Gpu, LaunchSpec, Memory, Volume, format_bytes
+from ..models import Cpu, Gpu, LaunchSpec, Memory, Volume
 from ..spawner import LauncherSpawnerMixin
 from .docker_events import ContainerEvents
 from .fresh_volumes import give_fresh_volumes
@@ -140,22 +140,17 @@ class DockerLaunch(LauncherSpawnerMixin):
             if version_lt(version, SUBPATH_API):
                 self.refuse("volumes", "this Docker Engine can't mount a subpath; version 26 and later can")
 
-    async def check_volumes(self, volumes: list[Volume]) -> None:
+    async def has_volume(self, volume: Volume) -> bool:
         """Docker would make a missing volume without a word."""
-        missing = []
-        for volume in {volume.name: volume for volume in volumes}.values():
-            try:
-                await self.docker("inspect_volume", volume.name)
-            except NotFound:
-                if not volume.create:
-                    raise self.volume_missing(volume.name) from None
-                missing.append(volume)
-        for volume in missing:
-            await self._create_volume(volume)
+        try:
+            await self.docker("inspect_volume", volume.name)
+        except NotFound:
+            return False
+        return True
 
-    async def _create_volume(self, volume: Volume) -> None:
+    async def create_volume(self, volume: Volume) -> None:
+        """Make a named volume."""
         assert volume.create  # noqa: S101  (for mypy)
-        self.step(f"Creating the volume {volume.name}", "starting")
         labels = {"app.kubernetes.io/managed-by": "jhlauncher", "hub.jupyter.org/username": self.user.name}
         try:
             await self.docker("create_volume", volume.name, volume.create.driver, volume.create.driver_options, labels)
@@ -273,11 +268,9 @@ class DockerLaunch(LauncherSpawnerMixin):
             state = (await self.docker("inspect_container", self.object_id))["State"]
         except NotFound:
             return Failure(reason="start_failed", message="Somebody removed the container while it was starting.")
-        return None if state["Running"] else self._ended(state)
-
-    def _ended(self, state: dict[str, Any]) -> Failure:
-        limit = f" (limit: {format_bytes(self.mem_limit)})" if self.mem_limit else ""
-        return ended(state["ExitCode"], out_of_memory=state["OOMKilled"], limit=limit)
+        if state["Running"]:
+            return None
+        return ended(state["ExitCode"], out_of_memory=state["OOMKilled"], memory_limit=self.mem_limit)
 
     async def explain(self, error: Exception) -> Failure | None:
         """What Docker's refusal means; or what became of the container, which explains most other errors."""

@@ -15,7 +15,7 @@ from kubespawner.slugs import safe_slug
 from traitlets import Float, Unicode, default
 
 from ..failures import MAX_LINES, Evidence, Failure, StartFailed
-from ..models import Gpu, LaunchSpec, Volume, format_bytes
+from ..models import Gpu, LaunchSpec, Volume
 from ..spawner import LauncherSpawnerMixin
 from . import pods
 from .reflectors import telling
@@ -91,24 +91,23 @@ class KubernetesLaunch(LauncherSpawnerMixin):
         """`_shape` mounts them: KubeSpawner takes braces in paths for templates."""
 
     async def check_volumes(self, volumes: list[Volume]) -> None:
-        """Kubernetes would wait forever for a claim that does not exist."""
+        """The claims are in the user's namespace, which may be new."""
         if self.enable_user_namespaces:
             await self._ensure_namespace()  # type: ignore[attr-defined]
-        missing = []
-        for volume in {volume.name: volume for volume in volumes}.values():
-            try:
-                await self.api.read_namespaced_persistent_volume_claim(volume.name, self.namespace, _request_timeout=10)
-            except ApiException as error:
-                if error.status != 404:
-                    raise self._volume_failed(volume, error) from error
-                if not volume.create:
-                    raise self.volume_missing(volume.name) from None
-                missing.append(volume)
-        for volume in missing:
-            await self._create_volume(volume)
+        await super().check_volumes(volumes)
 
-    async def _create_volume(self, volume: Volume) -> None:
-        self.step(f"Creating the volume {volume.name}", "starting")
+    async def has_volume(self, volume: Volume) -> bool:
+        """Kubernetes would wait forever for a claim that does not exist."""
+        try:
+            await self.api.read_namespaced_persistent_volume_claim(volume.name, self.namespace, _request_timeout=10)
+        except ApiException as error:
+            if error.status != 404:
+                raise self._volume_failed(volume, error) from error
+            return False
+        return True
+
+    async def create_volume(self, volume: Volume) -> None:
+        """Make a claim."""
         claim = _claim(volume, self.user.name)
         try:
             await self.api.create_namespaced_persistent_volume_claim(self.namespace, claim, _request_timeout=10)
@@ -207,7 +206,7 @@ class KubernetesLaunch(LauncherSpawnerMixin):
             pod = self._pod()
             if pod and _uid(pod) != old:
                 events = self._tell_events(_uid(pod))
-                failure = pods.failure_of(pod, events, self._limit_text())
+                failure = pods.failure_of(pod, events, self.mem_limit)
                 if failure:
                     return failure
                 why = pods.unschedulable(pod)
@@ -248,9 +247,6 @@ class KubernetesLaunch(LauncherSpawnerMixin):
         super()._reset()
         self._pod_requested = self._starting = False
         self._told: set[tuple[str, int | None]] = set()
-
-    def _limit_text(self) -> str:
-        return f" (limit: {format_bytes(self.mem_limit)})" if self.mem_limit else ""
 
     async def explain(self, error: Exception) -> Failure | None:
         """What Kubernetes' refusal means."""

@@ -67,20 +67,20 @@ def unschedulable_failure(why: str) -> Failure:
     return Failure(reason="unschedulable", message=f"No node can run the server: {why.rstrip('.')}. Ask for less.")
 
 
-def failure_of(pod: Json, events: list[Json], limit: str = "") -> Failure | None:
+def failure_of(pod: Json, events: list[Json], memory_limit: int | None = None) -> Failure | None:
     """Why the pod will never be ready; None if it still may.
 
     Args:
         pod: as the API has it.
         events: those of this pod.
-        limit: what to say of the memory limit.
+        memory_limit: bytes that the server may have.
 
     """
     status = pod["status"]
     if status["phase"] == "Failed" and status.get("reason"):
         return _rejected(status)
     for name, container in _containers(status):
-        failure = _waiting(container, events) or _terminated(container, name, limit)
+        failure = _waiting(container, events) or _terminated(container, name, memory_limit)
         if failure:
             return failure
     return None
@@ -138,7 +138,7 @@ def _not_created(message: str) -> Failure:
     return Failure(reason="start_failed", message=f"Kubernetes could not start the container: {message}")
 
 
-def _terminated(container: Json, name: str, limit: str) -> Failure | None:
+def _terminated(container: Json, name: str, memory_limit: int | None) -> Failure | None:
     """A container has ended; an init container may, with exit code 0."""
     for state in ("state", "lastState"):
         end = (container.get(state) or {}).get("terminated")
@@ -146,8 +146,11 @@ def _terminated(container: Json, name: str, limit: str) -> Failure | None:
             continue
         if end.get("reason") in ("ContainerCannotRun", "StartError"):
             return _not_created(end.get("message") or end["reason"])
-        if name == CONTAINER or end.get("reason") == "OOMKilled":
-            return ended(end["exitCode"], out_of_memory=end.get("reason") == "OOMKilled", limit=limit)
+        # a busy kubelet is sometimes told of the end before it is told why: SIGKILL under a limit must do
+        killed = name == CONTAINER and end["exitCode"] == 137 and memory_limit is not None
+        out_of_memory = end.get("reason") == "OOMKilled" or killed
+        if name == CONTAINER or out_of_memory:
+            return ended(end["exitCode"], out_of_memory=out_of_memory, memory_limit=memory_limit)
         message = f"The {name} ended with exit code {end['exitCode']}. {end.get('message') or ''}".strip()
         return Failure(reason="crashed", message=message, exit_code=end["exitCode"])
     return None

@@ -12,7 +12,7 @@ from dockerspawner import SwarmSpawner
 from traitlets import Float, Unicode
 
 from ..failures import MAX_LINES, Evidence, Failure, ended, pull_failure
-from ..models import LaunchSpec, Phase, Volume, format_bytes
+from ..models import LaunchSpec, Phase, Volume
 from .docker import DockerLaunch, docker_mount
 from .fresh_volumes import give_fresh_volumes
 
@@ -188,8 +188,7 @@ class SwarmLaunch(DockerLaunch):
             return await self._rejected(error)
         container = status.get("ContainerStatus") or {}
         exit_code = container.get("ExitCode")
-        limit = f" (limit: {format_bytes(self.mem_limit)})" if self.mem_limit else ""
-        return ended(exit_code, out_of_memory=await self._was_killed(container), limit=limit)
+        return ended(exit_code, out_of_memory=await self._was_killed(container), memory_limit=self.mem_limit)
 
     async def _rejected(self, error: str) -> Failure:
         if "no such image" in error.lower() or "pull" in error.lower():
