@@ -10,10 +10,14 @@
     │   ├── PolicyDenied         403  the policy does not allow what was asked
     │   ├── NotFound             404  no such server, user or resource
     │   ├── ServerConflict       409  the server is running, starting or stopping already
+    │   ├── KeyReused            422  the Idempotency-Key was used for another request
+    │   ├── LimitReached         429  a limit of the policy leaves no room for it now
     │   └── MethodNotAllowed     405
     ├── Temporary                the same request may work later (503)
     │   ├── HubUnavailable            the Hub does not answer
     │   │   └── AnswerLost                 ... and may have done what it was asked
+    │   ├── StoreUnavailable          the launcher's database does not answer
+    │   ├── QueueFull                 too many launches are waiting
     │   └── ShuttingDown              this service is stopping
     ├── LaunchFailed             500  the server could not be started; ``reason`` says why
     ├── StopFailed               500  the server could not be stopped
@@ -119,6 +123,20 @@ class ServerConflict(CallerError):
     reason = "server_running"
 
 
+class KeyReused(CallerError):
+    """The Idempotency-Key was used for another request (draft-ietf-httpapi-idempotency-key-header)."""
+
+    status = 422
+    reason = "idempotency_key_reused"
+
+
+class LimitReached(CallerError):
+    """A limit of the policy leaves no room for this launch now."""
+
+    status = 429
+    reason = "limit_reached"
+
+
 class Temporary(LauncherError):
     """The same request may work later."""
 
@@ -134,6 +152,18 @@ class HubUnavailable(Temporary):
 
 class AnswerLost(HubUnavailable):
     """The request may have reached JupyterHub, its answer did not come back."""
+
+
+class StoreUnavailable(Temporary):
+    """The launcher's database does not answer."""
+
+    reason = "store_unavailable"
+
+
+class QueueFull(Temporary):
+    """Too many launches are waiting."""
+
+    reason = "queue_full"
 
 
 class ShuttingDown(Temporary):

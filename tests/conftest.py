@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -20,8 +21,10 @@ from jhlauncher.app import LauncherApp
 from jhlauncher.install import free_port
 from tests.engines.report import Table
 from tests.fake_hub import PLATFORM_TOKEN, SERVICE_TOKEN, FakeHub
+from tests.postgres import Postgres
 
 ENVIRONMENT = (
+    "JHLAUNCHER_DB_URL",
     "JHLAUNCHER_IMAGES",
     "JHLAUNCHER_SIGNING_KEY",
     "JUPYTERHUB_API_PREFIX",
@@ -60,6 +63,23 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest
     for name in ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A real PostgreSQL server."""
+    postgres = Postgres(tmp_path_factory.mktemp("postgres"))
+    postgres.start()
+    yield postgres
+    postgres.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind: what a test says of one holds for the other."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/launches.sqlite"
+    return request.getfixturevalue("postgres").database()
 
 
 @dataclass

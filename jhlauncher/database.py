@@ -1,0 +1,340 @@
+"""The connection to the database: SQLite or PostgreSQL, transactions, the schema's version, and who is woken.
+
+- A transaction runs to its end even if whoever asked for it goes away, and again while the database can't be reached
+  (`retry_timeout`), so what it does must bear repetition.
+- Transactions that look before they write are `alone`: no other one of that kind runs at the same time, in any
+  process.
+- After a change, all replicas that use the database are told: PostgreSQL does that (NOTIFY); a SQLite file has one
+  process only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from traitlets import Float, TraitError, Unicode, default
+from traitlets.config import LoggingConfigurable
+
+from . import environment
+from .errors import StoreUnavailable
+
+Result = TypeVar("Result")
+Work = Callable[[AsyncConnection], Awaitable[Result]]
+
+CHANNEL = "jhlauncher"
+"""Of PostgreSQL's NOTIFY."""
+_LOCK = 0x6A686C61
+"""Of PostgreSQL's advisory locks; one per database is enough."""
+
+
+class Database(LoggingConfigurable):
+    """A database with the tables of `jhlauncher.tables`."""
+
+    url = Unicode(
+        help="""Where launches are kept: sqlite:///FILE, or postgresql://USER:PASSWORD@HOST/NAME for several replicas.
+
+        Default: $JHLAUNCHER_DB_URL, or else sqlite:///jhlauncher.sqlite in the working directory.
+        """
+    ).tag(config=True)
+    retry_timeout = Float(
+        20, min=0, help="Seconds for which a database that can't be reached is tried again. 0: never again."
+    ).tag(config=True)
+    connect_timeout = Float(5, min=1, help="Seconds to wait for a connection to the database.").tag(config=True)
+
+    @default("url")
+    def _default_url(self) -> str:
+        return environment.text("JHLAUNCHER_DB_URL", "sqlite:///jhlauncher.sqlite")
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._listeners: list[Callable[[str], None]] = []
+        self._reconnected: list[Callable[[], None]] = []
+        self._running: set[asyncio.Future[Any]] = set()
+        self._listening: asyncio.Task[None] | None = None
+        self._writing = asyncio.Lock()
+
+    def validate_settings(self) -> None:
+        """Refuse a URL that can't work.
+
+        Raises:
+            TraitError: it is of another kind of database, or the driver is missing.
+
+        """
+        try:
+            url = make_url(self.url)
+            backend = url.get_backend_name()
+        except (ArgumentError, NoSuchModuleError):
+            backend = ""
+        if backend not in ("sqlite", "postgresql"):
+            raise TraitError("Database.url must begin with sqlite:/// or postgresql://")
+        if backend == "sqlite" and not url.database:
+            raise TraitError("Database.url must name a file: what is kept must outlive the process")
+        self._url: URL = url.set(drivername={"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}[backend])
+        self.on_sqlite = backend == "sqlite"
+        if not self.on_sqlite:
+            try:
+                import psycopg  # noqa: F401
+            except ImportError:
+                raise TraitError(
+                    "Database.url: PostgreSQL needs the package psycopg, which the extra [postgresql] installs"
+                ) from None
+
+    # -- start and stop
+
+    async def start(self) -> None:
+        """Connect; an empty database gets the schema.
+
+        Raises:
+            TraitError: the database can't be opened, or its schema is of another version.
+
+        """
+        await asyncio.to_thread(self._prepare)
+        self._engine = self._create_engine()
+        self._reading = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        if not self.on_sqlite:
+            self._listening = asyncio.create_task(self._listen(), name="database notifications")
+
+    async def stop(self) -> None:
+        """Let transactions under way come to their end, and disconnect."""
+        if self._listening:
+            self._listening.cancel()
+            await asyncio.wait([self._listening])
+        if self._running:
+            await asyncio.wait(self._running)
+        await self._engine.dispose()
+
+    def _create_engine(self) -> AsyncEngine:
+        if self.on_sqlite:
+            engine = create_async_engine(self._url, connect_args={"timeout": self.connect_timeout})
+            sa.event.listen(engine.sync_engine, "connect", _set_up_sqlite)
+            sa.event.listen(engine.sync_engine, "begin", _begin_at_once)
+            return engine
+        return create_async_engine(
+            self._url,
+            connect_args={"connect_timeout": max(2, int(self.connect_timeout))},
+            pool_pre_ping=True,
+            pool_size=10,
+            max_overflow=0,
+            pool_timeout=60,
+        )
+
+    # -- the schema
+
+    def _prepare(self) -> None:
+        with self._connected() as connection:
+            if not self.on_sqlite:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))  # replicas start at once
+            version, head = _version(connection), _script().get_current_head()
+            if version is None and not sa.inspect(connection).has_table("launches"):
+                _upgrade(connection)
+            elif version != head:
+                self._refuse(version)
+
+    def _refuse(self, version: str | None) -> None:
+        known = {revision.revision for revision in _script().walk_revisions()}
+        if version is None or version in known:
+            raise TraitError(
+                f"the database {self.label} has the schema of an older version ({version}); back it up, stop all "
+                "replicas, and run: jhlauncher upgrade-db"
+            )
+        raise TraitError(
+            f"the database {self.label} has the schema of a newer version ({version}); install that version of "
+            "jhlauncher, or use another database"
+        )
+
+    def upgrade(self) -> tuple[str | None, str | None]:
+        """Bring the schema to this version; the versions before and after.
+
+        Raises:
+            TraitError: the database can't be opened, or its schema is of a newer version.
+
+        """
+        with self._connected() as connection:
+            before = _version(connection)
+            if before is not None and before not in {r.revision for r in _script().walk_revisions()}:
+                self._refuse(before)
+            _upgrade(connection)
+            return before, _version(connection)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Any:
+        """A transaction without the event loop: Alembic knows no other."""
+        engine = sa.create_engine(self._url.set(drivername="sqlite") if self.on_sqlite else self._url)
+        try:
+            with engine.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            reason = str(error.orig).strip().partition("\n")[0]
+            raise TraitError(f"the database {self.label} can't be opened: {reason}") from error
+        finally:
+            engine.dispose()
+
+    @property
+    def label(self) -> str:
+        """The URL without its password."""
+        return make_url(self.url).render_as_string(hide_password=True)
+
+    # -- transactions
+
+    async def read(self, work: Work[Result]) -> Result:
+        """What ``work`` reads; each statement sees what is committed by then.
+
+        Raises:
+            StoreUnavailable: the database can't be reached.
+
+        """
+        return await self._finish(self._repeated(partial(self._once, self._reading, work)))
+
+    async def write(self, work: Work[Result], *, alone: bool = False) -> Result:
+        """The result of ``work`` in one transaction.
+
+        Args:
+            work: what to do; done again if the database was lost on the way.
+            alone: no other such transaction runs at the same time, in any process.
+
+        Raises:
+            StoreUnavailable: the database can't be reached; it is not known whether the work was done.
+
+        """
+
+        async def transaction(connection: AsyncConnection) -> Result:
+            if alone and not self.on_sqlite:  # SQLite has one writer at a time anyway
+                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+            return await work(connection)
+
+        return await self._finish(self._repeated(partial(self._committed, transaction)))
+
+    async def _finish(self, work: Awaitable[Result]) -> Result:
+        """The result of the work, which goes on even if whoever waits for it goes away."""
+        task = asyncio.ensure_future(work)
+        self._running.add(task)
+        task.add_done_callback(self._done)
+        return await asyncio.shield(task)
+
+    def _done(self, task: asyncio.Future[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits for it hears of it
+
+    async def _once(self, engine: AsyncEngine, work: Work[Result]) -> Result:
+        async with engine.connect() as connection:
+            return await work(connection)
+
+    async def _committed(self, work: Work[Result]) -> Result:
+        # in turn: SQLite's own way of waiting for its lock is to try again and again
+        async with self._writing if self.on_sqlite else contextlib.nullcontext(), self._engine.begin() as connection:
+            return await work(connection)
+
+    async def _repeated(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
+        deadline = time.monotonic() + self.retry_timeout
+        delay = 0.1
+        while True:
+            try:
+                return await attempt()
+            except (DBAPIError, OSError) as error:
+                if not _is_passing(error):
+                    raise
+                reason = str(getattr(error, "orig", error)).strip().partition("\n")[0]
+                if time.monotonic() + delay > deadline:
+                    raise StoreUnavailable("The launcher's database can't be reached. Try again.") from error
+                self.log.warning("The database can't be used: %s. Trying again in %.1f s.", reason, delay)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 2)
+
+    # -- waking others
+
+    def on_change(self, listener: Callable[[str], None], reconnected: Callable[[], None]) -> None:
+        """Have ``listener`` called with what `notify` was given, in any process, after the change is committed.
+
+        ``reconnected`` is called when changes may have been missed.
+        """
+        self._listeners.append(listener)
+        self._reconnected.append(reconnected)
+
+    async def notify(self, connection: AsyncConnection, *topics: str) -> None:
+        """Tell all processes, once this transaction is committed; on SQLite, use `tell` after it."""
+        if not self.on_sqlite:
+            for topic in topics:
+                await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, topic)))
+
+    def tell(self, *topics: str) -> None:
+        """Tell those in this process."""
+        for topic in topics:
+            for listener in self._listeners:
+                listener(topic)
+
+    async def _listen(self) -> None:
+        """Pass on PostgreSQL's notifications for as long as this process runs."""
+        import psycopg
+
+        conninfo = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
+        delay = 0.1
+        while True:
+            try:
+                async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection:
+                    await connection.execute(f"LISTEN {CHANNEL}")
+                    delay = 0.1
+                    for reconnected in self._reconnected:
+                        reconnected()
+                    async for notification in connection.notifies():
+                        self.tell(notification.payload)
+            except psycopg.Error as error:
+                reason = str(error).strip().partition("\n")[0]
+                self.log.warning("Lost the database's notifications (%s). Again in %.1f s.", reason, delay)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 2)
+
+
+def _script() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_alembic())
+
+
+def _alembic(connection: sa.Connection | None = None) -> AlembicConfig:
+    config = AlembicConfig(attributes={"connection": connection})
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _version(connection: sa.Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    command.upgrade(_alembic(connection), "head")
+
+
+def _set_up_sqlite(connection: Any, record: Any) -> None:
+    """Leave transactions to us; readers and the writer don't wait for each other; what is committed is on the disk."""
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_at_once(connection: sa.Connection) -> None:
+    """Take SQLite's write lock at the beginning: a transaction that looks first and writes later would fail."""
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether the database is away or busy, rather than the statement wrong."""
+    if isinstance(error, OperationalError | InterfaceError | OSError):
+        return True
+    return isinstance(error, DBAPIError) and error.connection_invalidated

@@ -1,0 +1,481 @@
+"""The launches that are kept, and what is done with them; each step is one transaction.
+
+The store decides what must be decided in one place for all replicas: whether there is room for a launch, which one is
+next, and who works on it. What a launch needs done to it is `jhlauncher.worker`'s.
+
+A replica holds what it works on by its entry in ``replicas``, which it must renew (`alive`). Once that is too old,
+others take over its work (`take_over`), and what it then still writes is ignored: every change says whose it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+from traitlets import Float, Integer
+from traitlets.config import LoggingConfigurable
+
+from . import queries
+from .database import Database
+from .errors import KeyReused, LauncherError, LimitReached, QueueFull, ServerConflict
+from .records import ACTIVE, FINAL, LaunchEvent, LaunchRecord, Limit, State
+from .tables import events, keys, launches, replicas
+
+QUEUE = "queue"
+"""The topic of changes that may let another launch start."""
+
+_RUNNING = ("starting", "ready")
+
+
+class Store(LoggingConfigurable):
+    """Launches in a database."""
+
+    max_queued = Integer(
+        20_000, min=1, help="Launches that may wait at a time; more are refused with 503 and Retry-After."
+    ).tag(config=True)
+    max_events = Integer(
+        200, min=10, help="Events that are kept of a launch; further progress is shown, but not kept."
+    ).tag(config=True)
+    retention = Float(
+        7 * 86400, min=60, help="Seconds for which a launch is kept after its end, with its Idempotency-Key."
+    ).tag(config=True)
+    lease_timeout = Float(
+        15,
+        min=1,
+        help="""Seconds after which others take over the launches of a replica that gives no sign of life.
+
+        It gives one three times as often.
+        """,
+    ).tag(config=True)
+
+    def __init__(self, database: Database, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.database = database
+
+    # -- accepting
+
+    async def add(self, record: LaunchRecord) -> tuple[LaunchRecord, bool]:
+        """Keep a new launch; the launch, and whether it is new: the same request may have come before.
+
+        Raises:
+            KeyReused: another request had its idempotency key.
+            ServerConflict: another launch has this server; ``details["launch"]`` says which.
+            LimitReached: a limit leaves no room for it, and it may not wait for some.
+            QueueFull: too many are waiting.
+
+        """
+        (result,) = await self.add_all([record])
+        if isinstance(result, LauncherError):
+            raise result
+        return result
+
+    async def add_all(
+        self, records: Sequence[LaunchRecord], *, all_or_none: bool = False
+    ) -> list[tuple[LaunchRecord, bool] | LauncherError]:
+        """`add` for many at once: for each what `add` returns or raises.
+
+        Args:
+            records: of new launches.
+            all_or_none: none is kept if one can't be.
+
+        """
+
+        async def work(
+            connection: AsyncConnection,
+        ) -> tuple[list[tuple[LaunchRecord, bool] | LauncherError], list[LaunchRecord]]:
+            savepoint = await connection.begin_nested()
+            results: list[tuple[LaunchRecord, bool] | LauncherError] = []
+            waiting = await queries.count(connection, launches.c.state == "queued")
+            for record in records:
+                try:
+                    results.append(await self._add_one(connection, record, waiting))
+                    waiting += results[-1][1]  # type: ignore[index]
+                except LauncherError as error:
+                    results.append(error)
+            if all_or_none and any(isinstance(result, LauncherError) for result in results):
+                await savepoint.rollback()
+                return results, []
+            added = [result[0] for result in results if not isinstance(result, LauncherError) and result[1]]
+            if added:
+                await self.database.notify(connection, QUEUE)
+            return results, added
+
+        results, added = await self.database.write(work, alone=True)
+        if added:
+            self.database.tell(QUEUE)
+        return results
+
+    async def _add_one(
+        self, connection: AsyncConnection, record: LaunchRecord, waiting: int
+    ) -> tuple[LaunchRecord, bool]:
+        known = await self._same_request(connection, record)
+        if known:
+            return known, False
+        await self._check_server_is_free(connection, record)
+        used = await queries.usage(connection, record.keys, ACTIVE)
+        for limit in record.limits:
+            if not limit.wait and not queries.fits(limit, record, used):
+                raise no_room(limit, used)
+        if waiting >= self.max_queued:
+            raise QueueFull(f"{waiting} launches are waiting already. Try again later.", retry_after=60)
+        await connection.execute(launches.insert().values(**queries.columns_of(record)))
+        for key in record.keys:
+            await connection.execute(keys.insert().values(launch=record.id, key=key))
+        event = await self._append(connection, record.id, "queued", {"message": "Waiting for its turn"})
+        return replace(record, events=event.number), True
+
+    async def _same_request(self, connection: AsyncConnection, record: LaunchRecord) -> LaunchRecord | None:
+        if record.idempotency_key is None:
+            return await queries.one(connection, launches.c.id == record.id)  # this very transaction, done before
+        key = (launches.c.caller == record.caller) & (launches.c.idempotency_key == record.idempotency_key)
+        known = await queries.one(connection, key)
+        if known and known.request != record.request:
+            raise KeyReused("This Idempotency-Key was sent with another request before. Take a new one.")
+        return known
+
+    async def _check_server_is_free(self, connection: AsyncConnection, record: LaunchRecord) -> None:
+        other = await queries.one(connection, queries.of_server(record.username, record.server_name))
+        if other:
+            name = f"the server {record.server_name!r} of" if record.server_name else "the server of"
+            what = "is running already" if other.state == "ready" else "is being started already"
+            raise ServerConflict(
+                f"T{name[1:]} {record.username} {what}. Use it as it is, or stop it first.",
+                reason="server_running" if other.state == "ready" else "server_starting",
+                details={"launch": other.id},
+            )
+
+    # -- who is next
+
+    async def claim(self, owner: str, most: int) -> list[LaunchRecord]:
+        """Let launches start, in fair order, as far as the limits have room.
+
+        Args:
+            owner: the replica that is to start them.
+            most: how many may be starting then, in all replicas.
+
+        Returns:
+            All that this replica works on, also what it does not know of because an answer of the database was lost.
+
+        """
+
+        async def work(connection: AsyncConnection) -> list[str]:
+            slots = most - await queries.count(connection, launches.c.state == "starting")
+            chosen: list[LaunchRecord] = []
+            blocked: set[str] = set()
+            seen: set[str] = set()
+            while len(chosen) < slots:
+                page = await queries.next_in_line(connection, blocked, seen, slots - len(chosen) + 20)
+                used = await queries.usage(connection, {key for record in page for key in record.keys}, _RUNNING)
+                for record in page:
+                    seen.add(record.id)
+                    full = {limit.key for limit in record.limits if not queries.fits(limit, record, used)}
+                    if full or blocked.intersection(record.keys):
+                        blocked |= full  # those behind it with the same key wait, too: no overtaking
+                    elif len(chosen) < slots:
+                        chosen.append(record)
+                        queries.add_usage(used, record)
+                        await self._change(connection, record, "starting", {}, owner=owner, started=time.time())
+                if not page:
+                    break
+            await self.database.notify(connection, *(record.id for record in chosen))
+            return [record.id for record in chosen]
+
+        if most > 0:
+            self.database.tell(*await self.database.write(work, alone=True))
+        return await self.owned(owner)
+
+    async def owned(self, owner: str) -> list[LaunchRecord]:
+        """What a replica works on."""
+        return await self.database.read(lambda connection: queries.every(connection, launches.c.owner == owner))
+
+    async def queue_order(self) -> list[str]:
+        """The ids of all that wait, in the order in which they will start, limits left aside."""
+
+        async def work(connection: AsyncConnection) -> list[str]:
+            ranked, order = queries.fair_order()
+            return list((await connection.execute(sa.select(ranked.c.id).order_by(*order))).scalars())
+
+        return await self.database.read(work)
+
+    async def place_in_queue(self, share: str, weight: float) -> int:
+        """The place that the latest launch of a share has in the queue."""
+
+        async def work(connection: AsyncConnection) -> int:
+            count = sa.select(launches.c.share, launches.c.state, sa.func.count(), sa.func.max(launches.c.weight))
+            rows = await connection.execute(
+                count.where(launches.c.state.in_(("queued", "starting"))).group_by(launches.c.share, launches.c.state)
+            )
+            waiting: dict[str, tuple[int, float]] = {}
+            busy: dict[str, int] = {}
+            for name, state, number, most in rows:
+                if state == "queued":
+                    waiting[name] = (number, most)
+                else:
+                    busy[name] = number
+            turn = (busy.get(share, 0) + max(1, waiting.get(share, (0, 0))[0])) / weight
+            ahead = sum(
+                min(number, max(0, int(turn * other) - busy.get(name, 0)))
+                for name, (number, other) in waiting.items()
+                if name != share
+            )
+            return ahead + max(1, waiting.get(share, (0, 0))[0])
+
+        return await self.database.read(work)
+
+    # -- what happens to a launch
+
+    async def append(self, owner: str, launch: str, name: str, data: dict[str, Any]) -> LaunchEvent | None:
+        """Keep an event of a launch that ``owner`` works on; None if it isn't theirs, or has enough events."""
+
+        async def work(connection: AsyncConnection) -> LaunchEvent | None:
+            record = await queries.one(connection, (launches.c.id == launch) & (launches.c.owner == owner))
+            if record is None or record.events >= self.max_events:
+                return None
+            event = await self._append(connection, launch, name, data)
+            await self.database.notify(connection, launch)
+            return event
+
+        event = await self.database.write(work)
+        self.database.tell(launch)
+        return event
+
+    async def change(
+        self,
+        launch: str,
+        to: State,
+        data: dict[str, Any],
+        *,
+        unless: Iterable[State] = FINAL,
+        owner: str | None = None,
+        **values: Any,
+    ) -> LaunchRecord | None:
+        """Bring a launch into another state, with an event of that name; the launch, None if it may not be.
+
+        Args:
+            launch: its id.
+            to: the new state.
+            data: of the event.
+            unless: states that stay as they are; ``to`` always does.
+            owner: who must hold it; None: whoever does.
+            values: of further columns.
+
+        """
+
+        async def work(connection: AsyncConnection) -> LaunchRecord | None:
+            record = await queries.one(connection, launches.c.id == launch)
+            if record is None or (record.state in unless and record.state != to) or owner not in (None, record.owner):
+                return None
+            if record.state != to:
+                record = await self._change(connection, record, to, data, **values)
+                await self.database.notify(connection, launch, QUEUE)
+            return record
+
+        record = await self.database.write(work, alone=True)
+        self.database.tell(launch, QUEUE)
+        return record
+
+    async def _change(
+        self, connection: AsyncConnection, record: LaunchRecord, to: State, data: dict[str, Any], **values: Any
+    ) -> LaunchRecord:
+        values["state"] = to
+        if to in FINAL:
+            values |= {"ended": time.time(), "owner": None, "due": None, "env": None, "token": None}
+        await connection.execute(launches.update().where(launches.c.id == record.id).values(**values))
+        event = await self._append(connection, record.id, to, data)
+        return replace(record, events=event.number, **values)
+
+    async def _append(self, connection: AsyncConnection, launch: str, name: str, data: dict[str, Any]) -> LaunchEvent:
+        number = (
+            await connection.execute(
+                launches.update()
+                .where(launches.c.id == launch)
+                .values(events=launches.c.events + 1)
+                .returning(launches.c.events)
+            )
+        ).scalar_one()
+        event = LaunchEvent(number, time.time(), name, data)
+        await connection.execute(
+            events.insert().values(launch=launch, number=number, time=event.time, name=name, data=data)
+        )
+        return event
+
+    async def give_back(self, owner: str, launch: str) -> None:
+        """Put a launch that could not be started yet into the queue again, where it was."""
+
+        async def work(connection: AsyncConnection) -> None:
+            record = await queries.one(connection, (launches.c.id == launch) & (launches.c.owner == owner))
+            if record and record.state == "starting":
+                data = {"message": "JupyterHub is busy; waiting for its turn"}
+                await self._change(connection, record, "queued", data, owner=None, started=None)
+                await self.database.notify(connection, launch, QUEUE)
+
+        await self.database.write(work, alone=True)
+        self.database.tell(launch, QUEUE)
+
+    async def set_values(self, launch: str, **values: Any) -> None:
+        """Set columns that are nobody's business but the writer's."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(launches.update().where(launches.c.id == launch).values(**values))
+
+        await self.database.write(work)
+
+    async def ask_to_stop(self, launch: str, by: str) -> LaunchRecord | None:
+        """Note that somebody wants its end; one that waits has it at once. The launch as it is then."""
+
+        async def work(connection: AsyncConnection) -> LaunchRecord | None:
+            record = await queries.one(connection, launches.c.id == launch)
+            if record is None or record.final:
+                return record
+            if record.state == "queued":
+                data = {"message": "It was cancelled before its turn", "by": by}
+                record = await self._change(connection, record, "cancelled", data, stop_by=by)
+            elif not record.stop_by:
+                await connection.execute(launches.update().where(launches.c.id == launch).values(stop_by=by))
+                record = replace(record, stop_by=by)
+            await self.database.notify(connection, launch, QUEUE)
+            return record
+
+        record = await self.database.write(work, alone=True)
+        self.database.tell(launch, QUEUE)
+        return record
+
+    # -- reading
+
+    async def get(self, launch: str) -> LaunchRecord | None:
+        """A launch."""
+        return await self.database.read(lambda connection: queries.one(connection, launches.c.id == launch))
+
+    async def active(self, username: str, server_name: str) -> LaunchRecord | None:
+        """The launch that a server has, if any."""
+        return await self.database.read(
+            lambda connection: queries.one(connection, queries.of_server(username, server_name))
+        )
+
+    async def ready_launches(self) -> list[LaunchRecord]:
+        """All whose servers run."""
+        return await self.database.read(lambda connection: queries.every(connection, launches.c.state == "ready"))
+
+    async def find(
+        self, *conditions: sa.ColumnElement[bool], before: int | None = None, most: int = 100
+    ) -> list[LaunchRecord]:
+        """Launches, the newest first, from below the one with the number ``before`` on."""
+        where = [*conditions, *([launches.c.seq < before] if before is not None else [])]
+
+        async def work(connection: AsyncConnection) -> list[LaunchRecord]:
+            query = sa.select(launches).where(*where).order_by(launches.c.seq.desc()).limit(most)
+            return [queries.record_of(row) for row in await connection.execute(query)]
+
+        return await self.database.read(work)
+
+    async def events_of(self, launch: str, after: int = 0) -> list[LaunchEvent]:
+        """What happened to it, after the event with that number."""
+
+        async def work(connection: AsyncConnection) -> list[LaunchEvent]:
+            query = sa.select(events.c.number, events.c.time, events.c.name, events.c.data)
+            rows = await connection.execute(
+                query.where(events.c.launch == launch, events.c.number > after).order_by(events.c.number)
+            )
+            return [LaunchEvent(*row) for row in rows]
+
+        return await self.database.read(work)
+
+    async def counts(self) -> dict[str, int]:
+        """How many launches are kept in each state."""
+
+        async def work(connection: AsyncConnection) -> dict[str, int]:
+            rows = await connection.execute(sa.select(launches.c.state, sa.func.count()).group_by(launches.c.state))
+            return {row[0]: row[1] for row in rows}
+
+        return await self.database.read(work)
+
+    async def usage(self, of: Iterable[str]) -> queries.Usage:
+        """What starts and runs, by key: servers, cpu, memory, gpu."""
+        return await self.database.read(lambda connection: queries.usage(connection, of, _RUNNING))
+
+    # -- time and replicas
+
+    async def next_due(self) -> float | None:
+        """When the next launch is due."""
+
+        async def work(connection: AsyncConnection) -> float | None:
+            due: float | None = (await connection.execute(sa.select(sa.func.min(launches.c.due)))).scalar()
+            return due
+
+        return await self.database.read(work)
+
+    async def due(self, now: float) -> list[LaunchRecord]:
+        """Those whose time has come."""
+        return await self.database.read(lambda connection: queries.every(connection, launches.c.due <= now))
+
+    async def join(self, replica: str) -> None:
+        """Enter a new replica. On SQLite there is one: the newest, and any other has ended or is about to."""
+
+        async def work(connection: AsyncConnection) -> None:
+            if self.database.on_sqlite:
+                await connection.execute(replicas.delete())
+            until = queries.now(connection) + self.lease_timeout
+            await connection.execute(replicas.insert().values(id=replica, alive_until=until))
+
+        await self.database.write(work)
+
+    async def alive(self, replica: str) -> bool:
+        """Give a sign of life; False if others have taken this replica's place meanwhile."""
+
+        async def work(connection: AsyncConnection) -> bool:
+            until = queries.now(connection) + self.lease_timeout
+            renewed = await connection.execute(
+                replicas.update().where(replicas.c.id == replica).values(alive_until=until)
+            )
+            return renewed.rowcount > 0
+
+        return await self.database.write(work)
+
+    async def leave(self, replica: str) -> None:
+        """Give back what a replica works on: it ends."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(launches.update().where(launches.c.owner == replica).values(owner=None))
+            await connection.execute(replicas.delete().where(replicas.c.id == replica))
+            await self.database.notify(connection, QUEUE)
+
+        await self.database.write(work)
+
+    async def take_over(self, replica: str) -> list[LaunchRecord]:
+        """Take what nobody works on: of replicas that are dead or have left, and what is to be stopped."""
+
+        async def work(connection: AsyncConnection) -> list[str]:
+            await connection.execute(replicas.delete().where(replicas.c.alive_until < queries.now(connection)))
+            orphaned = launches.c.owner.is_(None) | launches.c.owner.not_in(sa.select(replicas.c.id))
+            to_do = (launches.c.state == "starting") | ((launches.c.state == "ready") & launches.c.stop_by.is_not(None))
+            taken = sa.select(launches.c.id).where(orphaned, to_do).with_for_update(skip_locked=True)
+            ids = list((await connection.execute(taken)).scalars())
+            for launch in ids:
+                await connection.execute(launches.update().where(launches.c.id == launch).values(owner=replica))
+            return ids
+
+        ids = await self.database.write(work)
+        return [record for record in await self.owned(replica) if record.id in ids] if ids else []
+
+    async def purge(self) -> int:
+        """Forget what ended longer ago than `retention`."""
+
+        async def work(connection: AsyncConnection) -> int:
+            old = launches.c.ended < time.time() - self.retention
+            return (await connection.execute(launches.delete().where(old))).rowcount
+
+        return await self.database.write(work)
+
+
+def no_room(limit: Limit, used: queries.Usage) -> LimitReached:
+    """The error for a launch that has no room."""
+    kind, _, name = limit.key.partition(":")
+    whom = {"user": f"the user {name}", "group": f"the group {name}"}.get(kind, "all together")
+    return LimitReached(
+        f"The policy's limit is reached: {limit.most:g} {limit.resource} for {whom}. Stop a server first.",
+        details={"limit": limit._asdict(), "used": used.get(limit.key, {}).get(limit.resource, 0)},
+    )
