@@ -95,10 +95,10 @@ class Launcher(LoggingConfigurable):
         """
         server = request.server_name
         target = await self._target(caller, request.username, server, START, self._policy.needs_groups)
-        decision = self._policy.authorise(caller, target.user, target.groups, request.spec())
+        decision = self._policy.authorise(caller, target.user, target.groups, request)
         user = await self._ensure_user(caller, target, request)
         if user != target.user:
-            decision = self._policy.authorise(caller, user, frozenset(), request.spec())
+            decision = self._policy.authorise(caller, user, frozenset(), request)
         if (user, server) in self._launches:
             raise ServerConflict(f"{title_of(user, server)} is already being started.", reason="server_starting")
         deadline = asyncio.get_running_loop().time() + self.start_timeout

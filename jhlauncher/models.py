@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
@@ -151,6 +152,8 @@ SubPath = Annotated[str, AfterValidator(_subpath), BeforeValidator(_none_as_empt
 Environment = dict[Annotated[str, AfterValidator(_env_name)], Annotated[str, AfterValidator(_env_value)]]
 Cores = Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
 Devices = Annotated[int, Field(ge=0, le=1000)]
+Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
+TemplateName = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
 ByteSize = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 """``1073741824`` or ``"1G"``, as `parse_bytes` reads them."""
 
@@ -271,12 +274,24 @@ class LaunchSpec(Model):
         return self
 
 
-class LaunchRequest(Model):
-    """The body of ``POST containers``."""
+def _image_or_template(value: str | None, info: ValidationInfo) -> str | None:
+    _check(value is not None or info.data.get("template") is not None, "required field is missing")
+    return value
 
-    image: Image
+
+class LaunchRequest(Model):
+    """What is asked of the launcher: the body of ``POST launches`` and of ``POST containers``."""
+
     username: UserName
     server_name: NewServerName = ""
+    template: TemplateName | None = None
+    """A named spec of the administrator's to start from; what the request gives takes its place."""
+    image: Annotated[Image | None, AfterValidator(_image_or_template)] = Field(None, validate_default=True)
+    """Required without a template."""
+    lifetime: Seconds | None = None
+    """Seconds from ready after which the server is stopped; None: as the policy says."""
+    queue_timeout: Seconds | None = None
+    """Seconds after which it need not start any more; None: as the service is configured."""
     vols: Annotated[list[RequestedVolume], BeforeValidator(lambda v: [] if v is None else v)] = Field(
         default_factory=list, max_length=100
     )
@@ -298,7 +313,7 @@ class LaunchRequest(Model):
             Volume(name=vol.pvc, mount=vol.mount, subpath=vol.subpath, read_only=vol.read_only) for vol in self.vols
         ]
         return LaunchSpec(
-            image=self.image, volumes=volumes, cpu=self.cpu, memory=self.memory, gpu=self.gpu, env=self.env
+            image=self.image or "", volumes=volumes, cpu=self.cpu, memory=self.memory, gpu=self.gpu, env=self.env
         )
 
 

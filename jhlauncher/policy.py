@@ -1,117 +1,42 @@
 """What a caller may ask for. Whether the caller may act on a server at all is decided before, by JupyterHub's scopes.
 
 The first rule that matches decides, and what it does not allow is refused; with no matching rule, everything is.
-A rule is a dict::
-
-    {
-        "name": "course-1",                       # shown to those it refuses
-        # who: all that are given must match; patterns as in a shell
-        "callers": ["service:platform"],          # who asks: "user:NAME" or "service:NAME"
-        "users": ["stu-*"],                       # whose server it is
-        "groups": ["course-1"],                   # a group of the user's
-        # what: nothing is allowed that is not named
-        "images": ["quay.io/jupyter/*"],
-        "volumes": ["home-{username}", "course-data:ro"],   # ":ro": read-only mounts only
-        "env": ["COURSE_*"],
-        "cpu": 2, "memory": "4G", "gpu": 0,       # the most; None: as much as they like
-        # how: nothing of this is the caller's to say
-        "pull_policy": "IfNotPresent", "pull_secrets": ["registry"],
-        "create_volumes": {"size": "10G"},        # make those of the volumes that do not exist, see `NewVolume`
-    }
-
-Only patterns in ``volumes`` know ``{username}``.
+`jhlauncher.rules` says what a rule looks like.
 """
 
 from __future__ import annotations
 
-import glob
 import json
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import ValidationError
 from traitlets import Dict, List, TraitError, Unicode, default, validate
 from traitlets.config import LoggingConfigurable
 
 from . import environment
-from .errors import PolicyDenied
-from .models import Caller, LaunchSpec, Model, NewVolume, PullPolicy, Volume, format_bytes, parse_bytes
-
-
-def _caller_pattern(value: str) -> str:
-    if not value.startswith(("user:", "service:", "*")):
-        raise ValueError("must be user:NAME or service:NAME")
-    return value
-
-
-class Rule(Model):
-    """One rule, validated."""
-
-    name: str = Field(min_length=1)
-    callers: list[Annotated[str, AfterValidator(_caller_pattern)]] = ["*"]
-    users: list[str] = ["*"]
-    groups: list[str] | None = None
-    images: list[str] = []
-    volumes: list[str] = []
-    env: list[str] = []
-    cpu: float | None = Field(0, ge=0)
-    memory: Annotated[int, BeforeValidator(parse_bytes)] | None = Field(0, ge=0)
-    gpu: int | None = Field(0, ge=0)
-    pull_policy: PullPolicy | None = None
-    pull_secrets: list[str] = []
-    create_volumes: NewVolume | None = None
-
-    def matches(self, caller: Caller, user: str, groups: frozenset[str]) -> bool:
-        """Whether this rule decides for this caller and this user's server."""
-        return (
-            _any_match(self.callers, caller.label)
-            and _any_match(self.users, user)
-            and (self.groups is None or any(_any_match(self.groups, group) for group in groups))
-        )
-
-    def objections(self, user: str, spec: LaunchSpec) -> dict[str, str]:
-        """What of the spec is not allowed: field -> why."""
-        problems = {}
-        if not _any_match(self.images, spec.image):
-            problems["image"] = f"{spec.image} is not allowed; allowed: {', '.join(self.images) or 'none'}"
-        for index, volume in enumerate(spec.volumes):
-            if not self._allows_volume(user, volume):
-                how = "read-only" if volume.read_only else "for writing"
-                problems[f"vols.{index}"] = f"the volume {volume.name} is not allowed {how}"
-        for name in spec.env:
-            if not _any_match(self.env, name):
-                problems[f"env.{name}"] = "this variable is not allowed"
-        for field in ("cpu", "memory", "gpu"):
-            most, asked = getattr(self, field), getattr(spec, field)
-            if asked is None or most is None:
-                continue
-            if max(value for value in (asked.request, asked.limit) if value is not None) > most:
-                text = format_bytes(most) if field == "memory" else f"{most:g}"
-                problems[field] = f"more than the {text} that are allowed"
-        return problems
-
-    def completed(self, spec: LaunchSpec) -> LaunchSpec:
-        """The spec with what is the policy's to say."""
-        volumes = [volume.model_copy(update={"create": self.create_volumes}) for volume in spec.volumes]
-        how = {"volumes": volumes, "pull_policy": self.pull_policy, "pull_secrets": self.pull_secrets}
-        return spec.model_copy(update=how)
-
-    def _allows_volume(self, user: str, volume: Volume) -> bool:
-        for entry in self.volumes:
-            pattern, _, mode = entry.partition(":")
-            named = fnmatchcase(volume.name, pattern.replace("{username}", glob.escape(user)))
-            if named and (mode != "ro" or volume.read_only):
-                return True
-        return False
+from .errors import InvalidRequest, PolicyDenied
+from .models import Caller, LaunchRequest, LaunchSpec
+from .records import Limit
+from .rules import Rule, Template, any_match
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What was allowed, and by which rule."""
+    """What was allowed, and what comes with it."""
 
     spec: LaunchSpec
+    """What is launched."""
     rule: str
+    """By which rule."""
+    lifetime: float | None
+    """Seconds; None: until somebody stops it."""
+    share: str
+    """Whose turn it takes in the queue."""
+    weight: float
+    limits: list[Limit]
+    keys: list[str]
+    """What it counts for in the limits."""
 
 
 class Policy(LoggingConfigurable):
@@ -134,6 +59,14 @@ class Policy(LoggingConfigurable):
         """,
     ).tag(config=True)
 
+    templates = Dict(
+        help="""Named specs to start from: name -> dict with image, vols, cpu, memory, gpu, env, lifetime, description.
+
+        {username} in the names of volumes, subpaths and values of env is the user's name. A rule's "templates" says
+        who may use which. See docs/policy.md.
+        """,
+    ).tag(config=True)
+
     @default("images")
     def _default_images(self) -> list[str]:
         try:
@@ -152,54 +85,108 @@ class Policy(LoggingConfigurable):
             "gpu": None,
         }
         return [
-            {"name": "services", "callers": ["service:*"], **everything},
-            {"name": "users", "images": self.images},
+            {"name": "services", "callers": ["service:*"], "templates": ["*"], **everything},
+            {"name": "users", "images": self.images, "templates": ["*"]},
         ]
 
     @validate("rules")
     def _valid_rules(self, proposal: Any) -> list[dict[str, Any]]:
         for index, rule in enumerate(proposal.value):
-            try:
-                Rule.model_validate(rule)
-            except ValidationError as error:
-                problem = error.errors(include_url=False)[0]
-                where = ".".join(str(part) for part in (index, *problem["loc"]))
-                known = f"unknown key; there are: {', '.join(Rule.model_fields)}"
-                text = known if problem["type"] == "extra_forbidden" else problem["msg"]
-                raise TraitError(f"Policy.rules[{where}] (rule {rule.get('name')!r}): {text}") from None
+            _check(Rule, rule, f"rules[{index}", f"rule {rule.get('name')!r}")
         return list(proposal.value)
+
+    @validate("templates")
+    def _valid_templates(self, proposal: Any) -> dict[str, Any]:
+        for name, template in proposal.value.items():
+            _check(Template, template, f"templates[{name}", f"template {name!r}")
+        return dict(proposal.value)
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._rules = [Rule.model_validate(rule) for rule in self.rules]
+        self._templates = {name: Template.model_validate(template) for name, template in self.templates.items()}
 
     @property
     def needs_groups(self) -> bool:
         """Whether any rule looks at the user's groups."""
         return any(rule.groups is not None for rule in self._rules)
 
-    def authorise(self, caller: Caller, user: str, groups: frozenset[str], spec: LaunchSpec) -> Decision:
-        """Allow the spec for this user's server.
+    def rule_for(self, caller: Caller, user: str, groups: frozenset[str]) -> Rule:
+        """The rule that decides for this caller and this user's servers.
 
         Raises:
-            PolicyDenied: with the rule and each objection in ``details``.
+            PolicyDenied: there is none.
 
         """
         rule = next((rule for rule in self._rules if rule.matches(caller, user, groups)), None)
         if rule is None:
             raise PolicyDenied("No rule of the launcher's policy is for you. Ask an administrator for one.")
-        problems = rule.objections(user, spec)
-        if problems:
-            text = "; ".join(f"{field}: {why}" for field, why in problems.items())
-            raise PolicyDenied(
-                f"The policy (rule {rule.name!r}) does not allow this. {text}",
-                details={
-                    "rule": rule.name,
-                    "fields": [{"field": f, "problem": p} for f, p in problems.items()],
-                },
+        return rule
+
+    def templates_for(self, rule: Rule) -> dict[str, Template]:
+        """What those may start from for whom this rule decides."""
+        return {name: template for name, template in self._templates.items() if any_match(rule.templates, name)}
+
+    def authorise(self, caller: Caller, user: str, groups: frozenset[str], request: LaunchRequest) -> Decision:
+        """Allow a request for this user's server.
+
+        Raises:
+            PolicyDenied: with the rule and each objection in ``details``.
+            InvalidRequest: the template does not exist, or does not go together with the request.
+
+        """
+        rule = self.rule_for(caller, user, groups)
+        _refuse(rule, rule.objections(user, request))
+        asked = self._with_template(request.model_copy(update={"username": user}))
+        spec = rule.completed(asked.spec())
+        _refuse(rule, rule.unstated(spec))
+        return Decision(
+            spec=spec,
+            rule=rule.name,
+            lifetime=asked.lifetime or rule.lifetime,
+            share=rule.share_of(caller, groups),
+            weight=rule.weight,
+            limits=rule.limits_for(user, groups),
+            keys=["all", f"user:{user}", *sorted(f"group:{group}" for group in groups)],
+        )
+
+    def _with_template(self, request: LaunchRequest) -> LaunchRequest:
+        if request.template is None:
+            return request
+        template = self._templates.get(request.template)
+        if template is None:
+            problem = "there is no such template"
+            raise InvalidRequest(
+                f"The request is not valid. template: {problem}",
+                details={"fields": [{"field": "template", "problem": problem}]},
             )
-        return Decision(rule.completed(spec), rule.name)
+        return template.applied(request)
 
 
-def _any_match(patterns: list[str], value: str) -> bool:
-    return any(fnmatchcase(value, pattern) for pattern in patterns)
+def _refuse(rule: Rule, problems: dict[str, str]) -> None:
+    """Refuse a request with these problems, if there are any."""
+    if problems:
+        text = "; ".join(f"{field}: {why}" for field, why in problems.items())
+        raise PolicyDenied(
+            f"The policy (rule {rule.name!r}) does not allow this. {text}",
+            details={"rule": rule.name, "fields": [{"field": f, "problem": p} for f, p in problems.items()]},
+        )
+
+
+def _check(model: type[Rule] | type[Template], value: Any, where: str, what: str) -> None:
+    """Say where a setting is wrong.
+
+    Raises:
+        TraitError: it is.
+
+    """
+    try:
+        model.model_validate(value)
+    except InvalidRequest as error:
+        raise TraitError(f"Policy.{where}] ({what}): {error.message}") from None
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in (where, *problem["loc"]))
+        known = f"unknown key; there are: {', '.join(model.model_fields)}"
+        text = known if problem["type"] == "extra_forbidden" else problem["msg"]
+        raise TraitError(f"Policy.{place}] ({what}): {text}") from None

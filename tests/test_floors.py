@@ -32,6 +32,7 @@ FLOORS = {
     "store": 1,
     "transport": 1,
     "hub": 1,
+    "rules": 1,
     "policy": 2,
     "progress": 2,
     "starting": 3,
