@@ -10,7 +10,7 @@ import signal
 import ssl
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,18 +20,23 @@ from tornado.log import LogFormatter
 from tornado.web import Application as WebApplication
 from tornado.web import RequestHandler
 from traitlets import Bool, Float, Integer, TraitError, Unicode, default, validate
-from traitlets.config import Application
+from traitlets.config import Application, Configurable
 
 from . import environment
 from ._version import __version__
+from .database import Database
+from .feed import Feed
 from .handlers import ROUTES
 from .handlers.base import NotFoundHandler, Services
 from .hub import Hub
 from .launcher import Launcher
 from .policy import Policy
 from .progress import Progress
+from .queue import Pace, StartBound
 from .signing import KEY_ENV, Signer, derive_key
 from .starting import Starter
+from .store import Store
+from .worker import Worker
 
 # more than any body that is allowed, since the handlers count themselves and answer with our error's shape
 _SERVER_BODY_LIMIT = 100 * 1024 * 1024
@@ -47,8 +52,11 @@ class LauncherApp(Application):
     name = "jhlauncher"
     version = __version__
     description = __doc__ or ""
-    classes = [Hub, Policy, Progress, Starter, Launcher]
-    subcommands = {"demo": ("jhlauncher.demo.DemoApp", "A JupyterHub with the launcher, on this machine, to try it.")}
+    classes = [Hub, Database, Store, Policy, Progress, StartBound, Feed, Starter, Launcher, Worker]
+    subcommands = {
+        "demo": ("jhlauncher.demo.DemoApp", "A JupyterHub with the launcher, on this machine, to try it."),
+        "upgrade-db": ("jhlauncher.upgrade.UpgradeDatabase", "Bring the database to the schema of this version."),
+    }
     aliases = {
         "config": "LauncherApp.config_file",
         "f": "LauncherApp.config_file",
@@ -159,6 +167,15 @@ class LauncherApp(Application):
             raise TraitError(f"unknown argument {self.extra_args[0]!r}; see jhlauncher --help")
         self._load_configuration()
         self._refuse_unknown_settings()
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Make the parts.
+
+        Raises:
+            TraitError: a setting is missing, wrong, or contradicts another.
+
+        """
         _check_url("the address to listen on", self.bind_url, with_port=True)
         if self.public_url:
             _check_url("JupyterHub's public URL", self.public_url)
@@ -168,10 +185,24 @@ class LauncherApp(Application):
             signer = Signer(self.signing_key or derive_key(self.hub.api_token))
         except ValueError as error:
             raise TraitError(f"LauncherApp.signing_key: {error}") from None
+        self.database = Database(parent=self)
+        self.database.validate_settings()
+        store = Store(parent=self, database=self.database)
+        bound, pace = StartBound(parent=self), Pace()
+        feed = Feed(parent=self, store=store, bound=bound, pace=pace)
         self.progress = Progress(parent=self, hub=self.hub)
         starter = Starter(parent=self, hub=self.hub, progress=self.progress, signer=signer)
-        launcher = Launcher(parent=self, hub=self.hub, policy=Policy(parent=self), starter=starter)
-        _ = launcher.start_timeout, launcher.token_lifetime  # read now, so that wrong ones are said now
+        launcher = Launcher(
+            parent=self,
+            hub=self.hub,
+            policy=Policy(parent=self),
+            store=store,
+            feed=feed,
+            starter=starter,
+            bound=bound,
+            pace=pace,
+            signer=signer,
+        )
         self.services = Services(
             hub=self.hub,
             launcher=launcher,
@@ -196,7 +227,8 @@ class LauncherApp(Application):
 
     def _refuse_unknown_settings(self) -> None:
         """A misspelt setting would otherwise leave its default in force, which for a policy nobody wants."""
-        for cls in (*self.classes, type(self)):
+        configurables: list[type[Configurable]] = [*self.classes, LauncherApp]
+        for cls in configurables:
             unknown = self.config.get(cls.__name__, {}).keys() - cls.class_trait_names(config=True)
             if unknown:
                 raise TraitError(f"{cls.__name__}.{min(unknown)} is not a setting; see jhlauncher --help-all")
@@ -227,7 +259,10 @@ class LauncherApp(Application):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         async with self.running() as server:
             self.log.info("Listening on %s%s for JupyterHub at %s", self.bind_url, self.prefix, self.hub.api_url)
-            await stopping.wait()
+            ends = [asyncio.create_task(event.wait()) for event in (stopping, self.services.launcher.worker.superseded)]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in ends:
+                end.cancel()
             self.log.info(
                 "Stopping; %i requests under way get %g s", len(self.services.requests), self.shutdown_timeout
             )
@@ -237,18 +272,18 @@ class LauncherApp(Application):
     @asynccontextmanager
     async def running(self) -> AsyncIterator[HTTPServer]:
         """All parts and the HTTP server while they run; closed in reverse."""
-        try:
+        async with AsyncExitStack() as parts:
+            await self.database.start()
+            parts.push_async_callback(self.database.stop)
             await self.hub.start()
+            parts.push_async_callback(self.hub.stop)
+            parts.push_async_callback(self.progress.stop)
             server = self._listen()
-            try:
-                yield server
-            finally:
-                server.stop()
-                await server.close_all_connections()
-        finally:
-            await self.services.launcher.close()
-            await self.progress.stop()
-            await self.hub.stop()
+            parts.push_async_callback(server.close_all_connections)
+            parts.callback(server.stop)
+            await self.services.launcher.start()
+            parts.push_async_callback(self.services.launcher.close)
+            yield server
 
     def _listen(self) -> HTTPServer:
         url = urlsplit(self.bind_url)

@@ -188,3 +188,11 @@ class HubRefused(LauncherError):
     """The Hub refuses this service's own token: its role lacks a scope, or the token is wrong."""
 
     reason = "hub_refused"
+
+
+def restored(body: dict[str, Any]) -> LauncherError:
+    """The error that `LauncherError.as_dict` made this of."""
+    kind = CallerError if body["status"] < 500 else LauncherError
+    error = kind(body["error"], reason=body["reason"], details=body["details"])
+    error.status = body["status"]
+    return error

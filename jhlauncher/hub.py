@@ -21,8 +21,9 @@ from tornado.web import HTTPError
 from traitlets import Float
 
 from . import sse
-from .errors import HubUnavailable, InvalidRequest, Unauthenticated
+from .errors import AnswerLost, HubUnavailable, InvalidRequest, LauncherError, Unauthenticated
 from .models import Caller
+from .signing import token_note
 from .transport import Transport, strange
 
 try:
@@ -30,12 +31,13 @@ try:
 except ImportError:  # JupyterHub 5: HubAuth uses Tornado's client, which keeps nothing open
     JupyterHubHTTPClient = None
 
-TOKEN_NOTE = "jhlauncher"  # noqa: S105  (a label, not a secret)
-
 NEEDED_SCOPES = {"admin:users", "servers", "tokens"}
 """What our own token needs: to create users, to start, stop and see servers, to mint and revoke tokens."""
 
 JsonObject = dict[str, Any]
+
+_PAGE = 200
+"""Users of one answer of the Hub's; more than its own limit does no harm."""
 
 
 class NotStarting(Exception):
@@ -92,6 +94,13 @@ class Hub(Transport):
         self._identify = alru_cache(maxsize=10_000, ttl=self.auth_cache_seconds)(self._ask_identity)
         for cache in (self._check, self._identify):
             self._closing.push_async_callback(cache.cache_close)
+        self._asking: asyncio.Task[None] | None = None
+        self._closing.push_async_callback(self._stop_asking)
+
+    async def _stop_asking(self) -> None:
+        if self._asking:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
 
     # -- callers
 
@@ -125,6 +134,24 @@ class Hub(Transport):
             scopes=frozenset(model["scopes"]),
         )
 
+    # -- the Hub
+
+    async def reachable(self) -> None:
+        """Return as soon as the Hub answers, and takes our token; those who wait share the asking."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask_until_reached(), name="waiting for JupyterHub")
+        await asyncio.shield(self._asking)
+
+    async def _ask_until_reached(self) -> None:
+        delay = self.retry_delay
+        while True:
+            try:
+                await self._request("GET", "/user", patient=False)
+                return
+            except LauncherError:
+                await asyncio.sleep(delay)
+                delay = min(max(delay, 0.05) * 2, 5)
+
     # -- users and servers
 
     async def check(self) -> frozenset[str]:
@@ -156,6 +183,19 @@ class Hub(Transport):
         """The Hub's model of a server that runs, starts or stops; None if it does none of these."""
         model = await self.get_user(user)
         found: JsonObject | None = model["servers"].get(server) if model else None
+        return found
+
+    async def active_servers(self) -> dict[tuple[str, str], JsonObject]:
+        """The Hub's models of all servers that run, start or stop, by user and server."""
+        found: dict[tuple[str, str], JsonObject] = {}
+        offset: int | None = 0
+        while offset is not None:
+            path = f"/users?state=active&offset={offset}&limit={_PAGE}"
+            reply = await self._request("GET", path, accept="application/jupyterhub-pagination+json")
+            for user in reply["items"]:
+                found.update({(user["name"], name): model for name, model in (user.get("servers") or {}).items()})
+            following = reply["_pagination"]["next"]
+            offset = following["offset"] if following else None
         return found
 
     async def server_options(self, user: str, server: str) -> JsonObject:
@@ -210,40 +250,46 @@ class Hub(Transport):
 
         Raises:
             NotStarting: nothing is starting.
-            HubUnavailable: the stream could not be opened, or broke.
+            AnswerLost: the stream broke.
+            HubUnavailable: it could not be opened.
             LauncherError: the Hub does not let us, or says something else.
 
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.connect_timeout, sock_read=self.stream_timeout)
         url = self._base + _path(user, server) + "/progress"
+        opened = False
         try:
             async with self._long.get(url, headers={"Accept": "text/event-stream"}, timeout=timeout) as response:
                 if response.status in (400, 404):
                     raise NotStarting
                 await self._raise_for_unexpected(response, ())
+                opened = True
                 async with aclosing(sse.decode(response.content.iter_any())) as events:
                     async for event in events:
                         yield json.loads(event.data)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise HubUnavailable("The Hub's progress stream broke.") from error
+        except (aiohttp.ClientError, TimeoutError, ValueError, AnswerLost) as error:
+            if opened:
+                raise AnswerLost("The Hub's progress stream broke.") from error
+            raise HubUnavailable("JupyterHub can't be reached for the progress of a start.") from error
 
     # -- tokens
 
-    async def create_token(self, user: str, server: str, expires_in: int) -> str:
+    async def create_token(self, user: str, server: str, launch: str, expires_in: int) -> str:
         """A token of the user's that opens this one server, and expires after ``expires_in`` seconds."""
         body = {
-            "note": f"{TOKEN_NOTE} {user}/{server}",
+            "note": f"{token_note(user, server)}{launch})",
             "expires_in": expires_in,
             "scopes": [f"access:servers!server={user}/{server}"],
         }
         reply = await self._request("POST", _path(user) + "/tokens", json=body)
         return str(reply["token"])
 
-    async def revoke_tokens(self, user: str, server: str) -> None:
-        """Revoke what `create_token` made for this server."""
+    async def revoke_tokens(self, user: str, server: str, launch: str = "") -> None:
+        """Revoke what `create_token` made for this server, or only for one launch of it."""
         reply = await self._request("GET", _path(user) + "/tokens", expected=(404,))
         tokens = reply["api_tokens"] if reply.status == 200 else []
-        ours = [token["id"] for token in tokens if token["note"] == f"{TOKEN_NOTE} {user}/{server}"]
+        note = token_note(user, server) + launch
+        ours = [token["id"] for token in tokens if (token["note"] or "").startswith(note)]
         for token_id in ours:
             await self._request("DELETE", f"{_path(user)}/tokens/{token_id}", expected=(404,))
 

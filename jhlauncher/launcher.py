@@ -1,16 +1,21 @@
-"""The use cases: launch a server, tell about it, stop it. Knows nothing of HTTP.
+"""The use cases: launch servers, tell about launches, end them. Knows nothing of HTTP.
 
 How a launch goes::
 
-    scopes -> policy -> user (created if need be) -> sign the spec -> ask the Hub to start it
-           -> follow its events -> ask the Hub whether it is true -> a token for this server
+    scopes -> policy -> user (created if need be) -> kept in the store -> its turn -> started at the Hub
+           -> a token for this server -> ready -> stopped
 
-`jhlauncher.starting` has the middle of it, and why it asks the Hub once more than it seems to need.
+The first line is done here, while the caller waits; the second is `jhlauncher.worker`'s. A caller that wants to see the
+second follows the events (`jhlauncher.feed`): `Launcher.wait` does that for one who asked for a server, not a launch.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +23,20 @@ from traitlets import Float, Integer, default
 from traitlets.config import LoggingConfigurable
 
 from . import environment
-from .errors import Forbidden, HubUnavailable, LauncherError, LaunchFailed, NotFound, ServerConflict, StopFailed
+from .errors import Forbidden, LauncherError, NotFound, ServerConflict, StopFailed, restored
+from .feed import Feed
 from .hub import Hub, JsonObject
-from .models import Caller, Launched, LaunchRequest
-from .policy import Policy
-from .starting import Launch, Report, Starter, cancelled, is_ours, name_of, title_of
+from .models import Caller, Launched, LaunchRequest, ProgressEvent
+from .policy import Decision, Policy
+from .queue import Pace, StartBound
+from .records import LaunchEvent, LaunchRecord
+from .signing import Signer
+from .starting import Starter, name_of, stopping, title_of
+from .stopping import Stopper
+from .store import Store
+from .worker import Worker
+
+Report = Callable[[ProgressEvent], Awaitable[None]]
 
 # a scope's name before JupyterHub 6, where one scope was for all three
 START, STOP, READ = ("start:servers", "servers"), ("delete:servers", "servers"), ("read:servers", "servers")
@@ -44,14 +58,18 @@ class Launcher(LoggingConfigurable):
     start_timeout = Float(
         300,
         min=0.01,
-        help="""Seconds that a launch may take, from acceptance to the token; then its server is stopped.
+        help="""Seconds that a start may take, from its turn to the token; then its server is stopped.
 
-        Default: $STATUS_CHECK_INTERVAL x $STATUS_CHECK_COUNT, or else 300.
+        Who waits for the answer of `POST containers` waits as long for the turn. Time in which JupyterHub can't be
+        reached does not count. Default: $STATUS_CHECK_INTERVAL x $STATUS_CHECK_COUNT, or else 300.
         """,
     ).tag(config=True)
     stop_timeout = Float(120, min=0, help="Seconds to wait until a server has stopped.").tag(config=True)
     token_lifetime = Integer(
         1800, min=1, help="Seconds for which a server's token is valid. Default: $USER_TOKEN_LIFETIME, or else 1800."
+    ).tag(config=True)
+    queue_timeout = Float(
+        3600, min=0.01, help="Seconds that a launch may wait for its turn, unless it asks for less; then it expires."
     ).tag(config=True)
 
     @default("start_timeout")
@@ -62,61 +80,227 @@ class Launcher(LoggingConfigurable):
     def _default_token_lifetime(self) -> int:
         return int(environment.number("USER_TOKEN_LIFETIME", 1800))
 
-    def __init__(self, hub: Hub, policy: Policy, starter: Starter, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        policy: Policy,
+        store: Store,
+        feed: Feed,
+        starter: Starter,
+        bound: StartBound,
+        pace: Pace,
+        signer: Signer,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self._hub = hub
         self._policy = policy
-        self._starter = starter
-        self._launches: dict[tuple[str, str], Launch] = {}
-        self._stops: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._store = store
+        self._feed = feed
+        self._signer = signer
+        self._stopper = Stopper(parent=self, hub=hub, timeout=self.stop_timeout)
+        self.worker = Worker(
+            parent=self,
+            hub=hub,
+            store=store,
+            feed=feed,
+            bound=bound,
+            pace=pace,
+            starter=starter,
+            stopper=self._stopper,
+            signer=signer,
+            start_timeout=self.start_timeout,
+            token_lifetime=self.token_lifetime,
+        )
+
+    async def start(self) -> None:
+        """Go on with what there is."""
+        await self._feed.start()
+        await self.worker.start()
 
     async def close(self) -> None:
-        """Let stops under way come to their end for a moment."""
-        if self._stops:
-            await asyncio.wait(self._stops.values(), timeout=5)
+        """Leave what is under way to the next process, or to another replica."""
+        await self._stopper.close()
+        await self.worker.stop()
+        await self._feed.stop()
 
-    # -- use cases
+    # -- launching
 
-    async def launch(self, caller: Caller, request: LaunchRequest, report: Report) -> Launched:
-        """Start a server and wait until it is ready.
-
-        A caller that goes away (the task is cancelled) leaves the start to the Hub.
+    async def submit(
+        self, caller: Caller, request: LaunchRequest, *, key: str | None = None, waits: float | None = None
+    ) -> LaunchRecord:
+        """Accept a launch: from now on it comes to a stated end, whatever happens.
 
         Args:
             caller: who asks; their scopes and the policy decide.
             request: what for.
+            key: the same caller's request with the same key is the same launch.
+            waits: seconds that the caller waits for it at most.
+
+        Raises:
+            Forbidden, PolicyDenied, InvalidRequest: it may not be.
+            ServerConflict: the server has a launch already.
+            LimitReached, QueueFull: there is no room for it.
+            KeyReused: the key was for another request.
+            HubUnavailable, StoreUnavailable: try again.
+
+        """
+        record = await self._prepared(caller, request, key, waits)
+        try:
+            kept, new = await self._store.add(record)
+        except ServerConflict as conflict:
+            if not await self._is_outdated(conflict):
+                raise
+            kept, new = await self._store.add(record)
+        if new:
+            self.log.info(
+                "Launch %s: %s/%s with image %s for %s, by rule %r",
+                *(kept.id, kept.username, kept.server_name, kept.spec.image, caller.label, kept.rule),
+            )
+        return kept
+
+    async def wait(self, record: LaunchRecord, report: Report) -> Launched:
+        """The server of a launch when it is ready.
+
+        Args:
+            record: of the launch.
             report: is told each step.
 
         Raises:
-            Forbidden, PolicyDenied, ServerConflict, InvalidRequest, NotFound: nothing was started.
-            LaunchFailed: it did not start, and what there was of it has been stopped, as far as the Hub lets us.
-            HubUnavailable: it is not known what became of it.
+            LauncherError: why it will not be.
 
         """
+        async with aclosing(self._feed.follow(record.id)) as events:
+            async for event in events:
+                if event.final:
+                    break
+                if event.name == "ready":
+                    return await self._launched(record.id)
+                if event.name == "progress":
+                    await report(ProgressEvent.model_validate(event.data))
+                elif event.name == "queued" and "position" in event.data:
+                    await report(ProgressEvent(progress=0, message=event.data["message"], phase="queued"))
+        raise restored(event.data) if "status" in event.data else _ended_early(record)
+
+    async def _launched(self, launch: str) -> Launched:
+        record = await self._store.get(launch)
+        if not record or not record.token:
+            raise _ended_early(record)
+        token = self._signer.unseal(record.token)
+        return Launched(record.username, record.server_name, token, path=record.path or "", full_url=record.full_url)
+
+    async def abandon(self, record: LaunchRecord) -> None:
+        """Whoever waited for it has gone: if it has not begun, it need not."""
+        current = await self._store.get(record.id)
+        if current and current.state == "queued":
+            await self._store.ask_to_stop(record.id, record.caller)
+
+    async def _prepared(
+        self, caller: Caller, request: LaunchRequest, key: str | None, waits: float | None
+    ) -> LaunchRecord:
+        """The launch as it will be kept; the user exists."""
+        user, decision = await self._decide(caller, request, create_user=True)
+        now = time.time()
+        wait_until = now + min(request.queue_timeout or self.queue_timeout, waits or self.queue_timeout)
+        return LaunchRecord(
+            caller=caller.label,
+            username=user,
+            server_name=request.server_name,
+            spec=decision.spec.model_copy(update={"env": {}}),
+            env=self._signer.seal(decision.spec.env) if decision.spec.env else None,
+            rule=decision.rule,
+            share=decision.share,
+            weight=decision.weight,
+            limits=decision.limits,
+            keys=decision.keys,
+            lifetime=decision.lifetime,
+            template=request.template,
+            request=self._signer.fingerprint(request.model_dump(mode="json")),
+            idempotency_key=key,
+            created=now,
+            due=wait_until,
+            wait_until=wait_until,
+        )
+
+    async def _decide(self, caller: Caller, request: LaunchRequest, *, create_user: bool) -> tuple[str, Decision]:
+        """The user's name and what the policy says."""
         server = request.server_name
         target = await self._target(caller, request.username, server, START, self._policy.needs_groups)
         decision = self._policy.authorise(caller, target.user, target.groups, request)
-        user = await self._ensure_user(caller, target, request)
+        user = await self._ensure_user(caller, target, request) if create_user else target.user
         if user != target.user:
             decision = self._policy.authorise(caller, user, frozenset(), request)
-        if (user, server) in self._launches:
-            raise ServerConflict(f"{title_of(user, server)} is already being started.", reason="server_starting")
-        deadline = asyncio.get_running_loop().time() + self.start_timeout
-        launch = self._launches[user, server] = Launch(user, server, decision.spec, deadline)
-        self.log.info(
-            "Launch %s: %s/%s with image %s for %s, by rule %r",
-            *(launch.id, user, server, launch.spec.image, caller.label, decision.rule),
-        )
-        try:
-            launched = await self._run_in_time(launch, report)
-        except LauncherError as error:
-            self.log.warning("Launch %s: %s (%s)", launch.id, error.message, error.reason)
-            raise
-        finally:
-            del self._launches[user, server]
-            launch.ended.set()
-        self.log.info("Launch %s: %s/%s is ready", launch.id, user, server)
-        return launched
+        return user, decision
+
+    async def _is_outdated(self, conflict: ServerConflict) -> bool:
+        """Whether the launch in the way is over, and nobody has told us."""
+        other = await self._store.get(conflict.details["launch"])
+        if other is None or other.final:
+            return True
+        if other.state != "ready":
+            return False
+        server = await self._hub.active_server(other.username, other.server_name)
+        if server and server["pending"] == "stop":
+            raise stopping(other.username, other.server_name)
+        if not server:
+            await self.worker.server_ended(other.id)
+        return not server
+
+    # -- launches
+
+    async def get(self, caller: Caller, launch: str) -> LaunchRecord:
+        """A launch that the caller may see: their own, and those of servers that their scopes let them read.
+
+        Raises:
+            NotFound: there is none.
+
+        """
+        record = await self._store.get(launch)
+        if record and (record.caller == caller.label or await self._reaches(caller, record, READ)):
+            return record
+        raise NotFound("There is no such launch.", reason="launch_not_found")
+
+    async def token_of(self, caller: Caller, record: LaunchRecord) -> str | None:
+        """The server's token, for those who may start the server and so could get one anyway."""
+        if record.token and await self._reaches(caller, record, START):
+            token: str = self._signer.unseal(record.token)
+            return token
+        return None
+
+    async def position(self, record: LaunchRecord) -> tuple[int, float | None] | None:
+        """The place in the queue, and the seconds until its turn, if that is known."""
+        if record.state != "queued":
+            return None
+        order = await self._store.queue_order()
+        place = order.index(record.id) + 1 if record.id in order else 1
+        return place, self._feed.estimate(place)
+
+    def follow(self, record: LaunchRecord, after: int = 0) -> AsyncGenerator[LaunchEvent, None]:
+        """What happened to a launch, and what happens, until its end."""
+        return self._feed.follow(record.id, after)
+
+    async def end(self, caller: Caller, launch: str) -> LaunchRecord:
+        """Cancel a launch, or stop its server; the launch as it is then, which may not be its end yet.
+
+        Raises:
+            NotFound: there is none that the caller may see.
+            Forbidden: the caller may not stop this server.
+
+        """
+        record = await self.get(caller, launch)
+        if record.final:
+            return record
+        if not await self._reaches(caller, record, STOP):
+            raise _out_of_reach(record.username, record.server_name, STOP)
+        self.log.info("Launch %s: to be ended for %s", launch, caller.label)
+        return await self._store.ask_to_stop(launch, caller.label) or record
+
+    async def _reaches(self, caller: Caller, record: LaunchRecord, scopes: tuple[str, ...]) -> bool:
+        with contextlib.suppress(Forbidden):
+            return (await self._target(caller, record.username, record.server_name, scopes)).user == record.username
+        return False
+
+    # -- servers
 
     async def status(self, caller: Caller, user: str, server: str) -> JsonObject:
         """The Hub's model of a running or pending server.
@@ -144,17 +328,30 @@ class Launcher(LoggingConfigurable):
 
         """
         user = (await self._target(caller, user, server, STOP)).user
-        launch = self._launches.get((user, server))
-        if launch:
-            launch.stop()
-        elif not await self._hub.active_server(user, server):
+        launch = await self._store.active(user, server)
+        running = await self._hub.active_server(user, server)
+        if not running and not (launch and launch.state != "ready"):
             await self._hub.revoke_tokens(user, server)  # of a server that somebody else has stopped
+            if launch:
+                await self.worker.server_ended(launch.id)
             raise _not_running(user, server)
         self.log.info("Stopping %s/%s for %s", user, server, caller.label)
         if launch:
-            await launch.ended.wait()
+            await self._store.ask_to_stop(launch.id, caller.label)
+            await self._end_of(launch)
         if await self._hub.active_server(user, server):
-            await self._stop(user, server)
+            await self._stopper.stop(user, server)
+
+    async def _end_of(self, launch: LaunchRecord) -> None:
+        try:
+            async with asyncio.timeout(self.stop_timeout), aclosing(self._feed.follow(launch.id)) as events:
+                async for _ in events:
+                    pass
+        except TimeoutError:
+            raise StopFailed(
+                f"{title_of(launch.username, launch.server_name)} has not stopped within {self.stop_timeout:g} "
+                "seconds; the Hub goes on trying. Ask for its status."
+            ) from None
 
     # -- for whom
 
@@ -170,10 +367,7 @@ class Launcher(LoggingConfigurable):
             target = await self._look_up(caller, name, needed=with_groups or name != name.lower())
             if target and any(caller.holds(scope, name, server, target.groups) for scope in scopes):
                 return target
-        raise Forbidden(
-            f"Your token's scopes do not reach {name_of(user, server)}: {scopes[0]} is needed for it.",
-            details={"needs": f"{scopes[0]}!server={user}/{server}"},
-        )
+        raise _out_of_reach(user, server, scopes)
 
     async def _look_up(self, caller: Caller, name: str, needed: bool) -> _Target | None:
         """This user, with groups if that is ``needed``; None for a name with capitals that nobody has."""
@@ -198,79 +392,20 @@ class Launcher(LoggingConfigurable):
             raise Forbidden(f"The Hub calls this user {created}, whom your token's scopes do not reach.")
         return created
 
-    # -- a launch
 
-    async def _run_in_time(self, launch: Launch, report: Report) -> Launched:
-        """The launch within `start_timeout`; what it leaves when it fails is stopped."""
-        title = title_of(launch.user, launch.server)
-        launch.work = asyncio.create_task(self._run(launch, report), name=f"launch {launch.id}")
-        try:
-            async with asyncio.timeout_at(launch.deadline):
-                return await launch.work
-        except TimeoutError:
-            error: Exception = LaunchFailed(
-                f"{title} was not ready within {self.start_timeout:g} seconds; what this launch started is stopped.",
-                reason="timeout",
-            )
-        except asyncio.CancelledError:
-            if not launch.stopped:
-                raise  # the caller has gone, or this service stops; the start is the Hub's
-            error = cancelled(launch)
-        except (ServerConflict, HubUnavailable):
-            raise
-        except Exception as problem:
-            error = problem
-        # whoever cancels at the Hub also stops: a second stop at the same time would make the Hub fail the first
-        if launch.stopped or not (isinstance(error, LaunchFailed) and error.reason == "cancelled"):
-            await self._clean_up(launch)
-        raise error
-
-    async def _run(self, launch: Launch, report: Report) -> Launched:
-        """Start the server and mint its token."""
-        server = await self._starter.start(launch, report)
-        token = await self._hub.create_token(launch.user, launch.server, self.token_lifetime)
-        return Launched(launch.user, launch.server, token, path=server["url"], full_url=server.get("full_url"))
-
-    # -- servers
-
-    async def _stop(self, user: str, server: str) -> None:
-        """Stop a server and revoke its tokens: once for all who ask for it, and to the end even if they go away."""
-        key = (user, server)
-        task = self._stops.get(key)
-        if task is None:
-            task = self._stops[key] = asyncio.create_task(self._stop_and_revoke(user, server), name=f"stop {key}")
-            task.add_done_callback(lambda task: (self._stops.pop(key), task.cancelled() or task.exception()))
-        await asyncio.shield(task)
-
-    async def _stop_and_revoke(self, user: str, server: str) -> None:
-        try:
-            async with asyncio.timeout(self.stop_timeout):
-                stopped = await self._hub.stop_server(user, server)
-                await self._hub.revoke_tokens(user, server)
-                delay = 0.5
-                while not stopped:  # the Hub has no event for it
-                    await asyncio.sleep(delay)
-                    delay = min(delay * 2, 5)
-                    stopped = await self._hub.active_server(user, server) is None
-        except TimeoutError:
-            raise StopFailed(
-                f"{title_of(user, server)} has not stopped within {self.stop_timeout:g} seconds; "
-                "the Hub goes on trying. Ask for its status."
-            ) from None
-
-    async def _clean_up(self, launch: Launch) -> None:
-        """Stop what a failed launch has left, unless it is another's."""
-        try:
-            for delay in (0, 1, 2):  # a start that was not answered may appear after we have given up
-                await asyncio.sleep(delay)
-                server = await self._hub.active_server(launch.user, launch.server)
-                if server and is_ours(server, launch):
-                    return await self._stop(launch.user, launch.server)
-                if server or not launch.unanswered:
-                    return None
-        except LauncherError as error:
-            self.log.error("Launch %s failed and may have left a server: %s", launch.id, error.message)
+def _out_of_reach(user: str, server: str, scopes: tuple[str, ...]) -> Forbidden:
+    return Forbidden(
+        f"Your token's scopes do not reach {name_of(user, server)}: {scopes[0]} is needed for it.",
+        details={"needs": f"{scopes[0]}!server={user}/{server}"},
+    )
 
 
 def _not_running(user: str, server: str) -> NotFound:
     return NotFound(f"{title_of(user, server)} is not running.", reason="server_not_found")
+
+
+def _ended_early(record: LaunchRecord | None) -> LauncherError:
+    if record is None:
+        return NotFound("This launch is not known any more.", reason="launch_not_found")
+    title = title_of(record.username, record.server_name)
+    return LauncherError(f"{title} was stopped before it was ready.", reason="cancelled")

@@ -317,6 +317,14 @@ class LaunchRequest(Model):
         )
 
 
+class BatchRequest(Model):
+    """The body of ``POST batches``."""
+
+    launches: list[LaunchRequest] = Field(min_length=1, max_length=1000)
+    mode: Literal["all", "some"] = "some"
+    """``all``: none is launched if one can't be accepted. ``some``: each by itself."""
+
+
 class ServerQuery(Model):
     """The query of ``GET`` and ``DELETE containers``; also reaches servers named under older rules."""
 
@@ -324,9 +332,9 @@ class ServerQuery(Model):
     server_name: ServerName = ""
 
 
-Phase = Literal["starting", "scheduling", "pulling", "creating", "waiting", "ready", "failed"]
-"""Where a start is: taken up, looking for a machine, fetching the image, making volumes and container, waiting for the
-server to answer; the last two are its end. An engine passes through those that it has."""
+Phase = Literal["queued", "starting", "scheduling", "pulling", "creating", "waiting", "ready", "failed"]
+"""Where a start is: waiting for its turn, taken up, looking for a machine, fetching the image, making volumes and
+container, waiting for the server to answer; the last two are its end. An engine passes through those that it has."""
 
 
 class ProgressEvent(Model):
@@ -368,9 +376,14 @@ class Caller:
         covering.update(f"{scope}!group={group}" for group in groups)
         return not covering.isdisjoint(self.scopes)
 
+    def filters(self, scope: str, by: Literal["user", "server", "group"]) -> frozenset[str]:
+        """What the caller's scopes of this name are filtered to."""
+        prefix = f"{scope}!{by}="
+        return frozenset(held.removeprefix(prefix) for held in self.scopes if held.startswith(prefix))
+
     def filters_by_group(self, scope: str) -> bool:
         """Whether the target's groups matter for `holds`."""
-        return any(held.startswith(f"{scope}!group=") for held in self.scopes)
+        return bool(self.filters(scope, "group"))
 
 
 @dataclass(frozen=True)

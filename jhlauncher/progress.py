@@ -16,7 +16,7 @@ from typing import Any, get_args
 from traitlets import Float
 from traitlets.config import LoggingConfigurable
 
-from .errors import HubUnavailable, LauncherError
+from .errors import AnswerLost, HubUnavailable, LauncherError
 from .hub import Hub, NotStarting
 from .models import Phase, ProgressEvent
 
@@ -49,7 +49,8 @@ class Progress(LoggingConfigurable):
 
         Raises:
             NotStarting: nothing is starting.
-            LauncherError: the Hub does not let us follow it.
+            HubUnavailable: the Hub is away.
+            LauncherError: it does not let us follow the start.
 
         """
         key = (user, server)
@@ -122,7 +123,7 @@ class _Stream:
     async def _connection(self) -> bool:
         """Pass on the events of one connection; whether any was new."""
         news = False
-        with suppress(HubUnavailable):
+        with suppress(AnswerLost):
             async with aclosing(self._progress.hub.progress(*self._key)) as events:
                 async for raw in events:
                     event = self._risen(raw)

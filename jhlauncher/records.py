@@ -110,6 +110,8 @@ class LaunchRecord:
     ended: float | None = None
     due: float | None = None
     """When something must be done about it: it expires in the queue, is warned, or its time is over."""
+    wait_until: float | None = None
+    """When it expires in the queue."""
     warned: float | None = None
 
     @property

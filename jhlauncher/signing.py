@@ -25,6 +25,15 @@ MIN_KEY_LENGTH = 32
 """Characters of the signing key."""
 
 
+TOKEN_NOTE = "jhlauncher"  # noqa: S105  (a label, not a secret)
+"""How the notes of tokens begin that the launcher mints."""
+
+
+def token_note(user: str, server: str) -> str:
+    """How the notes of this server's tokens begin; the launch's id follows."""
+    return f"{TOKEN_NOTE} {user}/{server} ("
+
+
 class BadSignature(Exception):
     """The options do not come from the launcher, or not for this start. The text may be shown to anyone."""
 
@@ -98,6 +107,11 @@ class Signer:
     def _signature(self, user: str, server: str, options: dict[str, Any]) -> str:
         message = json.dumps([user, server, options], sort_keys=True, separators=(",", ":"))
         return hmac.digest(self._mac_key, message.encode(), "sha256").hex()
+
+    def fingerprint(self, value: Any) -> str:
+        """A keyed hash of ``value`` (of JSON), to see whether two are the same without keeping them."""
+        message = json.dumps(value, sort_keys=True, separators=(",", ":"))
+        return hmac.digest(self._mac_key, b"fingerprint" + message.encode(), "sha256").hex()
 
     def seal(self, value: Any) -> str:
         """``value`` (of JSON) so that only who has the key can read or make it."""

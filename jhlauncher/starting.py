@@ -9,10 +9,9 @@ may have been under way, whose options the Hub keeps).
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from traitlets import Float
@@ -21,7 +20,7 @@ from traitlets.config import LoggingConfigurable
 from .errors import AnswerLost, HubRefused, InvalidRequest, LauncherError, LaunchFailed, NotFound, ServerConflict
 from .failures import Failure
 from .hub import Hub, JsonObject, NotStarting, StartReply
-from .models import Launched, LaunchSpec, ProgressEvent, parse
+from .models import LaunchSpec, ProgressEvent, parse
 from .progress import Progress
 from .signing import OPTIONS_KEY, BadSignature, Signer
 
@@ -38,29 +37,24 @@ class Launch:
     user: str
     server: str
     spec: LaunchSpec
-    deadline: float
-    """By the event loop's clock."""
-    id: str = field(default_factory=lambda: secrets.token_hex(8))
-    work: asyncio.Task[Launched] | None = None
-    stopped: bool = False
-    """Somebody asked this launcher to stop the server meanwhile."""
+    id: str
     unanswered: bool = False
     """The Hub may still take up a start that was sent to it."""
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def stop(self) -> None:
-        """Give up, whatever is being waited for."""
-        self.stopped = True
-        if self.work:
-            self.work.cancel()
+
+class Throttled(Exception):
+    """The Hub starts enough servers for now, or has enough of them."""
+
+    def __init__(self, message: str, retry_after: float | None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after = retry_after
+        """Seconds, when the Hub named them."""
 
 
 class Starter(LoggingConfigurable):
     """Starts servers at the Hub."""
 
-    throttle_delay = Float(
-        10, min=0, help="Seconds before a start that the Hub throttled is tried again, where the Hub does not say."
-    ).tag(config=True)
     progress_delay = Float(
         0.2,
         min=0,
@@ -76,15 +70,23 @@ class Starter(LoggingConfigurable):
         self._progress = progress
         self._signer = signer
 
-    async def start(self, launch: Launch, report: Report) -> JsonObject:
+    async def start(self, launch: Launch, report: Report, *, resumed: bool = False) -> JsonObject:
         """Start the server and make sure of it; the Hub's model of it.
+
+        Args:
+            launch: what to start.
+            report: is told each step.
+            resumed: the start may have been sent to the Hub before.
 
         Raises:
             LaunchFailed, ServerConflict, InvalidRequest, NotFound, HubRefused: it did not start, or is another's.
-            HubUnavailable: it is not known what became of it.
+            HubUnavailable: it is not known what became of it; to be resumed.
+            Throttled: the Hub did not take it up.
 
         """
-        final = await self._begin(launch, report)
+        final = None
+        if not (resumed and await self._is_taken_up(launch)):
+            final = await self._begin(launch, report)
         while True:
             final = final or await self._follow(launch, report)
             if final and final.phase == "failed":
@@ -97,28 +99,33 @@ class Starter(LoggingConfigurable):
                 await asyncio.sleep(1)
             final = None
 
+    async def _is_taken_up(self, launch: Launch) -> bool:
+        """Whether the Hub knows of this launch: then it starts or runs. It is not if the Hub lost it in a restart.
+
+        Raises:
+            LauncherError: it has ended.
+
+        """
+        if await self._hub.active_server(launch.user, launch.server):
+            return True
+        options = _launch_options({"user_options": await self._hub.server_options(launch.user, launch.server)})
+        if options.get("id") == launch.id and (options.get("failure") or options.get("ended") or options.get("up")):
+            raise await self._known_failure(launch) or cancelled(launch)
+        return False
+
     async def _begin(self, launch: Launch, report: Report) -> ProgressEvent | None:
-        """Have the Hub start the server, waiting while it is throttled.
+        """Have the Hub start the server.
 
         Returns:
             The final event, if the start has come to an end already.
 
         """
-        while True:
-            reply, final = await self._request_start(launch, report)
-            if reply is None or reply.accepted:
-                return final
-            if reply.outcome != "throttled":
-                raise await self._refusal(launch, reply, final)
-            delay = self.throttle_delay if reply.retry_after is None else reply.retry_after
-            if asyncio.get_running_loop().time() + delay > launch.deadline:
-                raise LaunchFailed(
-                    f"JupyterHub is too busy to start {name_of(launch.user, launch.server)}: {reply.message}",
-                    reason="throttled",
-                    retry_after=delay,
-                )
-            await report(ProgressEvent(progress=0, message=f"{reply.message} Trying again in {delay:g} seconds."))
-            await asyncio.sleep(delay)
+        reply, final = await self._request_start(launch, report)
+        if reply and reply.outcome == "throttled":
+            raise Throttled(reply.message, reply.retry_after)
+        if reply and not reply.accepted:
+            raise await self._refusal(launch, reply, final)
+        return final
 
     async def _request_start(self, launch: Launch, report: Report) -> tuple[StartReply | None, ProgressEvent | None]:
         """Send the request, and follow the start while its answer is outstanding.
@@ -181,7 +188,7 @@ class Starter(LoggingConfigurable):
             case "running":
                 return ServerConflict(f"{title} is already running. Use it as it is, or stop it first.")
             case "stopping":
-                return ServerConflict(f"{title} is being stopped. Try again.", reason="server_stopping", retry_after=5)
+                return stopping(launch.user, launch.server)
             case "no_user":
                 return NotFound(
                     f"JupyterHub knows no user {launch.user}: your token does not hold admin:users to create one, "
@@ -288,6 +295,13 @@ def cancelled(launch: Launch) -> LaunchFailed:
     """The end of a launch that somebody stopped."""
     title = title_of(launch.user, launch.server)
     return LaunchFailed(f"{title} was stopped before it was ready.", reason="cancelled")
+
+
+def stopping(user: str, server: str) -> ServerConflict:
+    """The error for a server that must have stopped before it can start."""
+    return ServerConflict(
+        f"{title_of(user, server)} is being stopped. Try again.", reason="server_stopping", retry_after=5
+    )
 
 
 def _failed(launch: Launch, message: str) -> LaunchFailed:

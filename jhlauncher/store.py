@@ -28,6 +28,10 @@ from .tables import events, keys, launches, replicas
 QUEUE = "queue"
 """The topic of changes that may let another launch start."""
 
+STOP = "stop "
+"""The topic of a launch that somebody wants to end: this and its id."""
+
+STARTING = {"message": "It is its turn"}
 _RUNNING = ("starting", "ready")
 
 
@@ -150,7 +154,7 @@ class Store(LoggingConfigurable):
 
     # -- who is next
 
-    async def claim(self, owner: str, most: int) -> list[LaunchRecord]:
+    async def claim(self, owner: str, most: int) -> tuple[list[LaunchRecord], set[str]]:
         """Let launches start, in fair order, as far as the limits have room.
 
         Args:
@@ -158,7 +162,8 @@ class Store(LoggingConfigurable):
             most: how many may be starting then, in all replicas.
 
         Returns:
-            All that this replica works on, also what it does not know of because an answer of the database was lost.
+            All that this replica works on, also what it does not know of because an answer of the database was lost;
+            and the ids of those that start now.
 
         """
 
@@ -178,15 +183,15 @@ class Store(LoggingConfigurable):
                     elif len(chosen) < slots:
                         chosen.append(record)
                         queries.add_usage(used, record)
-                        await self._change(connection, record, "starting", {}, owner=owner, started=time.time())
+                        await self._change(connection, record, "starting", STARTING, owner=owner, started=time.time())
                 if not page:
                     break
             await self.database.notify(connection, *(record.id for record in chosen))
             return [record.id for record in chosen]
 
-        if most > 0:
-            self.database.tell(*await self.database.write(work, alone=True))
-        return await self.owned(owner)
+        fresh = await self.database.write(work, alone=True) if most > 0 else []
+        self.database.tell(*fresh)
+        return await self.owned(owner), set(fresh)
 
     async def owned(self, owner: str) -> list[LaunchRecord]:
         """What a replica works on."""
@@ -251,6 +256,7 @@ class Store(LoggingConfigurable):
         *,
         unless: Iterable[State] = FINAL,
         owner: str | None = None,
+        release: bool = False,
         **values: Any,
     ) -> LaunchRecord | None:
         """Bring a launch into another state, with an event of that name; the launch, None if it may not be.
@@ -261,16 +267,18 @@ class Store(LoggingConfigurable):
             data: of the event.
             unless: states that stay as they are; ``to`` always does.
             owner: who must hold it; None: whoever does.
+            release: nobody works on it then.
             values: of further columns.
 
         """
+        free: dict[str, Any] = {"owner": None} if release else {}
 
         async def work(connection: AsyncConnection) -> LaunchRecord | None:
             record = await queries.one(connection, launches.c.id == launch)
             if record is None or (record.state in unless and record.state != to) or owner not in (None, record.owner):
                 return None
             if record.state != to:
-                record = await self._change(connection, record, to, data, **values)
+                record = await self._change(connection, record, to, data, **values, **free)
                 await self.database.notify(connection, launch, QUEUE)
             return record
 
@@ -282,6 +290,8 @@ class Store(LoggingConfigurable):
         self, connection: AsyncConnection, record: LaunchRecord, to: State, data: dict[str, Any], **values: Any
     ) -> LaunchRecord:
         values["state"] = to
+        if to == "starting":
+            values["due"] = None
         if to in FINAL:
             values |= {"ended": time.time(), "owner": None, "due": None, "env": None, "token": None}
         await connection.execute(launches.update().where(launches.c.id == record.id).values(**values))
@@ -310,7 +320,7 @@ class Store(LoggingConfigurable):
             record = await queries.one(connection, (launches.c.id == launch) & (launches.c.owner == owner))
             if record and record.state == "starting":
                 data = {"message": "JupyterHub is busy; waiting for its turn"}
-                await self._change(connection, record, "queued", data, owner=None, started=None)
+                await self._change(connection, record, "queued", data, owner=None, started=None, due=record.wait_until)
                 await self.database.notify(connection, launch, QUEUE)
 
         await self.database.write(work, alone=True)
@@ -337,12 +347,25 @@ class Store(LoggingConfigurable):
             elif not record.stop_by:
                 await connection.execute(launches.update().where(launches.c.id == launch).values(stop_by=by))
                 record = replace(record, stop_by=by)
-            await self.database.notify(connection, launch, QUEUE)
+            await self.database.notify(connection, launch, QUEUE, STOP + launch)
             return record
 
         record = await self.database.write(work, alone=True)
-        self.database.tell(launch, QUEUE)
+        self.database.tell(launch, QUEUE, STOP + launch)
         return record
+
+    async def warn(self, launch: str, end: float) -> None:
+        """Tell that the server's time is over at ``end``."""
+
+        async def work(connection: AsyncConnection) -> None:
+            warned = launches.update().where(launches.c.id == launch, launches.c.warned.is_(None))
+            if (await connection.execute(warned.values(warned=time.time(), due=end))).rowcount:
+                data = {"message": f"The server is stopped in {max(0, end - time.time()):.0f} seconds", "ends": end}
+                await self._append(connection, launch, "warning", data)
+                await self.database.notify(connection, launch)
+
+        await self.database.write(work)
+        self.database.tell(launch)
 
     # -- reading
 
@@ -435,6 +458,14 @@ class Store(LoggingConfigurable):
 
         return await self.database.write(work)
 
+    async def replicas(self) -> list[str]:
+        """The ids of those that have joined and are not known to have died."""
+
+        async def work(connection: AsyncConnection) -> list[str]:
+            return list((await connection.execute(sa.select(replicas.c.id))).scalars())
+
+        return await self.database.read(work)
+
     async def leave(self, replica: str) -> None:
         """Give back what a replica works on: it ends."""
 
@@ -449,7 +480,8 @@ class Store(LoggingConfigurable):
         """Take what nobody works on: of replicas that are dead or have left, and what is to be stopped."""
 
         async def work(connection: AsyncConnection) -> list[str]:
-            await connection.execute(replicas.delete().where(replicas.c.alive_until < queries.now(connection)))
+            dead = (replicas.c.alive_until < queries.now(connection)) & (replicas.c.id != replica)
+            await connection.execute(replicas.delete().where(dead))
             orphaned = launches.c.owner.is_(None) | launches.c.owner.not_in(sa.select(replicas.c.id))
             to_do = (launches.c.state == "starting") | ((launches.c.state == "ready") & launches.c.stop_by.is_not(None))
             taken = sa.select(launches.c.id).where(orphaned, to_do).with_for_update(skip_locked=True)

@@ -67,6 +67,7 @@ launches = Table(
     Column("ready", Float),
     Column("ended", Float),
     Column("due", Float),
+    Column("wait_until", Float),
     Column("warned", Float),
     UniqueConstraint("caller", "idempotency_key"),
     Index("launches_state", "state", "share", "seq"),
@@ -96,11 +97,13 @@ keys = Table(
 events = Table(
     "launch_events",
     metadata,
-    Column("launch", String(32), ForeignKey("launches.id", ondelete="CASCADE"), primary_key=True),
-    Column("number", Integer, primary_key=True),
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("launch", String(32), ForeignKey("launches.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
     Column("time", Float, nullable=False),
     Column("name", String(32), nullable=False),
     Column("data", JSON, nullable=False),
+    UniqueConstraint("launch", "number"),
 )
 
 batches = Table(

@@ -186,6 +186,7 @@ class Transport(LoggingConfigurable):
         long: bool = False,
         repeatable: bool | None = None,
         patient: bool = True,
+        accept: str = "application/json",
     ) -> Reply:
         """One request, tried again while the Hub can't be reached.
 
@@ -197,13 +198,14 @@ class Transport(LoggingConfigurable):
             long: the answer may take `spawn_request_timeout`.
             repeatable: whether doing it twice does no harm; default: every method but POST.
             patient: whether to try again at all.
+            accept: the form of the answer.
 
         """
         if repeatable is None:
             repeatable = method != "POST"
 
         async def request() -> Reply:
-            return await self._request_once(method, path, json, expected, long)
+            return await self._request_once(method, path, json, expected, long, accept)
 
         return await self._retried(request, repeatable, patient)
 
@@ -223,7 +225,7 @@ class Transport(LoggingConfigurable):
             delay = min(delay * 2, 5)
 
     async def _request_once(
-        self, method: str, path: str, json: Any, expected: tuple[int, ...] | range, long: bool
+        self, method: str, path: str, json: Any, expected: tuple[int, ...] | range, long: bool, accept: str
     ) -> Reply:
         session = self._long if long else self._brief
         timeout = aiohttp.ClientTimeout(
@@ -231,7 +233,9 @@ class Transport(LoggingConfigurable):
             sock_connect=self.connect_timeout,
         )
         try:
-            async with session.request(method, self._base + path, json=json, timeout=timeout) as response:
+            async with session.request(
+                method, self._base + path, json=json, timeout=timeout, headers={"Accept": accept}
+            ) as response:
                 await self._raise_for_unexpected(response, expected)
                 return Reply(response.status, await _json(response), _seconds(response.headers.get("Retry-After")))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:

@@ -50,6 +50,10 @@ async def added(store: Store, count: int, **values: Any) -> list[LaunchRecord]:
     return [result[0] for result in results if not isinstance(result, LauncherError)]
 
 
+async def claim(store: Store, owner: str, most: int) -> list[LaunchRecord]:
+    return (await store.claim(owner, most))[0]
+
+
 async def test_what_is_kept_is_read_again(store: Store):
     spec = {"cpu": {"request": 0.5, "limit": 2}, "memory": {"limit": "1G"}, "volumes": [{"name": "v", "mount": "/m"}]}
     limit = Limit("user:alice", "cpu", 4, True)
@@ -66,7 +70,7 @@ async def test_what_is_kept_is_read_again(store: Store):
 
 async def test_nothing_sealed_outlives_the_launch(store: Store):
     await store.add(given := record(env="sealed"))
-    (claimed,) = await store.claim("me", 1)
+    (claimed,) = await claim(store, "me", 1)
     await store.change(claimed.id, "ready", {}, owner="me", token="sealed")
     await store.change(claimed.id, "stopped", {})
     ended = await store.get(given.id)
@@ -115,9 +119,9 @@ async def test_all_or_none(store: Store):
 
 async def test_first_come_first_served(store: Store):
     waiting = await added(store, 5)
-    claimed = await store.claim("me", 2)
+    claimed = await claim(store, "me", 2)
     assert [c.id for c in claimed] == [w.id for w in waiting[:2]]
-    assert [c.id for c in await store.claim("me", 3)] == [w.id for w in waiting[:3]]
+    assert [c.id for c in await claim(store, "me", 3)] == [w.id for w in waiting[:3]]
     assert all(c.owner == "me" and c.state == "starting" for c in claimed)
 
 
@@ -127,14 +131,14 @@ async def test_shares_take_turns_by_weight(store: Store):
     (late,) = await added(store, 1, share="c", prefix="c")
     order = await store.queue_order()
     assert order.index(late.id) <= 3
-    claimed = await store.claim("me", 9)
+    claimed = await claim(store, "me", 9)
     shares = [c.share for c in claimed]
     assert (shares.count("a"), shares.count("b"), shares.count("c")) == (3, 5, 1)
 
 
 async def test_who_has_slots_already_comes_after_who_has_none(store: Store):
     await added(store, 6, share="a", prefix="a")
-    await store.claim("me", 4)
+    await claim(store, "me", 4)
     (late,) = await added(store, 1, share="b", prefix="b")
     assert (await store.queue_order())[0] == late.id
     assert await store.place_in_queue("b", 1) == 1
@@ -143,7 +147,7 @@ async def test_who_has_slots_already_comes_after_who_has_none(store: Store):
 
 async def test_given_back_keeps_its_place(store: Store):
     waiting = await added(store, 3)
-    await store.claim("me", 2)
+    await claim(store, "me", 2)
     await store.give_back("me", waiting[0].id)
     assert await store.queue_order() == [waiting[0].id, waiting[2].id]
 
@@ -152,17 +156,17 @@ async def test_limits_of_those_that_wait(store: Store):
     limits = {"keys": ["user:alice"], "limits": [Limit("user:alice", "servers", 2, True)]}
     mine = [(await store.add(record(server_name=f"s{n}", **limits)))[0] for n in range(4)]
     other, _ = await store.add(record("bob"))
-    claimed = await store.claim("me", 10)
+    claimed = await claim(store, "me", 10)
     assert [c.id for c in claimed] == [mine[0].id, mine[1].id, other.id]
     await store.change(mine[0].id, "failed", {}, owner="me")
-    assert mine[2].id in [c.id for c in await store.claim("me", 10)]
+    assert mine[2].id in [c.id for c in await claim(store, "me", 10)]
 
 
 async def test_nobody_overtakes_within_a_limit(store: Store):
     limits = {"keys": ["all"], "limits": [Limit("all", "cpu", 4, True)]}
     sizes = [3.0, 3.0, 1.0]
     mine = [(await store.add(record(f"u{n}", spec={"cpu": {"limit": s}}, **limits)))[0] for n, s in enumerate(sizes)]
-    assert [c.id for c in await store.claim("me", 10)] == [mine[0].id], "the small one waits behind the big one"
+    assert [c.id for c in await claim(store, "me", 10)] == [mine[0].id], "the small one waits behind the big one"
 
 
 async def test_limit_that_refuses_counts_who_waits(store: Store):
@@ -173,7 +177,7 @@ async def test_limit_that_refuses_counts_who_waits(store: Store):
     refused = [result for result in results if isinstance(result, LimitReached)]
     assert len(refused) == 17
     assert refused[0].details["used"] == 3
-    assert len(await store.claim("me", 20)) == 3
+    assert len(await claim(store, "me", 20)) == 3
 
 
 async def test_full_queue(database_url: str):
@@ -186,7 +190,7 @@ async def test_full_queue(database_url: str):
 
 async def test_changes_are_the_owners(store: Store):
     (launch,) = await added(store, 1)
-    await store.claim("me", 1)
+    await claim(store, "me", 1)
     assert await store.change(launch.id, "ready", {}, owner="another") is None
     assert await store.append("another", launch.id, "progress", {}) is None
     assert await store.append("me", launch.id, "progress", {"progress": 5})
@@ -202,7 +206,7 @@ async def test_changes_are_the_owners(store: Store):
 async def test_events_are_bounded(database_url: str):
     async with opened(database_url, max_events=10) as store:
         (launch,) = await added(store, 1)
-        await store.claim("me", 1)
+        await claim(store, "me", 1)
         for n in range(20):
             await store.append("me", launch.id, "progress", {"progress": n})
         await store.change(launch.id, "failed", {}, owner="me")
@@ -217,14 +221,14 @@ async def test_cancelled_while_waiting(store: Store):
         record = await store.ask_to_stop(launch.id, "user:alice")
         assert record
         assert record.state == "cancelled"
-    assert await store.claim("me", 1) == []
+    assert await claim(store, "me", 1) == []
 
 
 async def test_dead_replicas_work_is_taken_over(database_url: str):
     async with opened(database_url, lease_timeout=1) as store:
         (launch,) = await added(store, 1)
         await store.join("dead")
-        await store.claim("dead", 1)
+        await claim(store, "dead", 1)
         assert await store.take_over("dead") == [], "it is worked on"
         await asyncio.sleep(1.1)  # the lease is a matter of time
         await store.join("me")
@@ -238,7 +242,7 @@ async def test_dead_replicas_work_is_taken_over(database_url: str):
 async def test_who_leaves_gives_back(store: Store):
     (launch,) = await added(store, 1)
     await store.join("leaving")
-    await store.claim("leaving", 1)
+    await claim(store, "leaving", 1)
     await store.leave("leaving")
     await store.join("me")
     assert [taken.id for taken in await store.take_over("me")] == [launch.id]
@@ -247,7 +251,7 @@ async def test_who_leaves_gives_back(store: Store):
 async def test_ready_launch_is_taken_to_be_stopped(store: Store):
     (launch,) = await added(store, 1)
     await store.join("me")
-    await store.claim("me", 1)
+    await claim(store, "me", 1)
     await store.change(launch.id, "ready", {}, owner="me")
     await store.set_values(launch.id, owner=None)
     assert await store.take_over("me") == []

@@ -26,10 +26,11 @@ from ..errors import (
 )
 from ..hub import Hub
 from ..launcher import Launcher
-from ..models import Caller, Launched, ModelType, parse
+from ..models import Caller, ModelType, parse
 
 Result = TypeVar("Result")
 
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _AUTHORIZATION = re.compile(r"(?:token|bearer)\s+(\S+)\s*", re.IGNORECASE)
 
 
@@ -161,13 +162,27 @@ class BaseHandler(RequestHandler):
             raise InvalidRequest(f"The query has {', '.join(repeated)} more than once.", details={"fields": fields})
         return parse(model, {name: values[0] for name, values in query.items()})
 
-    def absolute_url(self, launched: Launched) -> str:
-        """The server's URL as the caller can open it: as configured, else as the Hub says, else as they came here."""
+    def idempotency_key(self) -> str | None:
+        """The header ``Idempotency-Key`` (draft-ietf-httpapi-idempotency-key-header), with or without its quotes.
+
+        Raises:
+            InvalidRequest: it is empty, too long, or has other than visible ASCII characters.
+
+        """
+        key = self.request.headers.get("Idempotency-Key")
+        if key is None:
+            return None
+        if not _KEY.fullmatch(key):
+            raise InvalidRequest("The Idempotency-Key must have 1 to 255 visible ASCII characters.")
+        return key
+
+    def absolute_url(self, path: str, full_url: str | None) -> str:
+        """A server's URL as the caller can open it: as configured, else as the Hub says, else as they came here."""
         if self.services.public_url:
-            return urljoin(self.services.public_url, launched.path)
-        if launched.full_url:
-            return launched.full_url
-        return urljoin(f"{get_browser_protocol(self.request)}://{self.request.host}", launched.path)
+            return urljoin(self.services.public_url, path)
+        if full_url:
+            return full_url
+        return urljoin(f"{get_browser_protocol(self.request)}://{self.request.host}", path)
 
     # -- work that may be cut short
 

@@ -26,6 +26,7 @@ from ..errors import (
     Unauthenticated,
 )
 from ..models import LaunchRequest, ProgressEvent, ServerQuery
+from ..records import LaunchRecord
 from .base import BaseHandler
 
 # the fields of the Hub's server model that GET returns
@@ -36,19 +37,25 @@ class ContainersHandler(BaseHandler):
     """One server of one user."""
 
     _keepalive: PeriodicCallback | None = None
+    _launch: LaunchRecord | None = None
 
     async def post(self) -> None:
         """Launch a server; answers when it is ready, or with each event as it happens."""
         request = self.body(LaunchRequest)
         sent = json.loads(self._received)
 
+        launcher = self.services.launcher
+
         async def launch() -> dict[str, Any]:
-            launched = await self.services.launcher.launch(self.caller, request, self._report)
+            self._launch = await launcher.submit(
+                self.caller, request, key=self.idempotency_key(), waits=launcher.start_timeout
+            )
+            launched = await launcher.wait(self._launch, self._report)
             return {
-                "image": request.image,
+                "image": self._launch.spec.image,
                 "server_name": launched.server_name,
                 "token": launched.token,
-                "url": self.absolute_url(launched),
+                "url": self.absolute_url(launched.path, launched.full_url),
                 "username": launched.username,
                 "vols": sent.get("vols") or [],
                 **{key: sent[key] for key in ("cpu", "memory", "gpu") if sent.get(key)},
@@ -58,6 +65,8 @@ class ContainersHandler(BaseHandler):
         try:
             result = await self.interruptible(launch())
         except Finish:
+            if self._launch:
+                await launcher.abandon(self._launch)
             raise
         except Exception as error:
             if not self._headers_written:

@@ -48,6 +48,7 @@ def upgrade() -> None:
         sa.Column("ready", sa.Float),
         sa.Column("ended", sa.Float),
         sa.Column("due", sa.Float),
+        sa.Column("wait_until", sa.Float),
         sa.Column("warned", sa.Float),
         sa.UniqueConstraint("caller", "idempotency_key"),
     )
@@ -72,11 +73,13 @@ def upgrade() -> None:
     op.create_index("launch_keys_key", "launch_keys", ["key"])
     op.create_table(
         "launch_events",
-        sa.Column("launch", sa.String(32), sa.ForeignKey("launches.id", ondelete="CASCADE"), primary_key=True),
-        sa.Column("number", sa.Integer, primary_key=True),
+        sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+        sa.Column("launch", sa.String(32), sa.ForeignKey("launches.id", ondelete="CASCADE"), nullable=False),
+        sa.Column("number", sa.Integer, nullable=False),
         sa.Column("time", sa.Float, nullable=False),
         sa.Column("name", sa.String(32), nullable=False),
         sa.Column("data", sa.JSON, nullable=False),
+        sa.UniqueConstraint("launch", "number"),
     )
     op.create_table(
         "batches",

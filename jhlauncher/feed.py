@@ -1,0 +1,144 @@
+"""Tells many listeners what happens to launches, from any process; what is kept is read from the store.
+
+Besides what is kept there are passing events (number 0): the position in the queue, and what holds everything up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator
+
+from traitlets import Float
+from traitlets.config import LoggingConfigurable
+
+from .bell import Bell
+from .errors import NotFound, StoreUnavailable
+from .queue import Line, Pace, StartBound
+from .records import LaunchEvent
+from .store import QUEUE, Store
+
+
+class _Listeners:
+    """Those who listen to one launch."""
+
+    __slots__ = ("bell", "number")
+
+    def __init__(self) -> None:
+        self.bell = Bell()
+        self.number = 0
+
+
+class Feed(LoggingConfigurable):
+    """The events of launches."""
+
+    position_interval = Float(
+        1, min=0.01, help="Seconds between two looks at the queue, for the positions of those who listen."
+    ).tag(config=True)
+
+    def __init__(self, store: Store, bound: StartBound, pace: Pace, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self._store = store
+        self._bound = bound
+        self._pace = pace
+        self._listeners: dict[str, _Listeners] = {}
+        self._line = Line.empty()
+        self._hindrance = ""
+        self._queue_changed = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
+        store.database.on_change(self._changed, self._all_changed)
+
+    async def start(self) -> None:
+        """Look at the queue whenever it changes."""
+        self._looking = asyncio.create_task(self._look_at_queue(), name="positions in the queue")
+
+    async def stop(self) -> None:
+        """Look no more; listeners are theirs to cancel."""
+        if self._looking:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
+
+    async def follow(self, launch: str, after: int = 0) -> AsyncGenerator[LaunchEvent, None]:
+        """What happened to a launch after the event with that number, and what happens, until its end.
+
+        Raises:
+            NotFound: it is not known any more.
+
+        """
+        listeners = self._listeners.setdefault(launch, _Listeners())
+        listeners.number += 1
+        passing: tuple[int, str] | None = None
+        waits = True
+        try:
+            while True:
+                rung = listeners.bell.listen()
+                for event in await self._kept(launch, after):
+                    yield event
+                    after, waits = event.number, event.name == "queued"
+                    if event.final:
+                        return
+                position = self._line.order.get(launch)
+                if waits and position is not None and passing != (position, self._hindrance):
+                    passing = (position, self._hindrance)
+                    yield self._in_queue(launch, position)
+                await rung.wait()
+        finally:
+            listeners.number -= 1
+            if not listeners.number:
+                self._listeners.pop(launch, None)
+                self._line.told.pop(launch, None)
+
+    async def _kept(self, launch: str, after: int) -> list[LaunchEvent]:
+        while True:
+            with contextlib.suppress(StoreUnavailable):  # it is retried there; here nobody is to be turned away
+                found = await self._store.events_of(launch, after)
+                if not found and not after and not await self._store.get(launch):
+                    raise NotFound("This launch is not known any more.", reason="launch_not_found")
+                return found
+
+    def hinder(self, why: str) -> None:
+        """Tell all who wait what holds them up; "" when it is over."""
+        if why != self._hindrance:
+            self._hindrance = why
+            self._all_changed()
+
+    def estimate(self, position: int) -> float | None:
+        """Seconds until who is at this position in the queue starts; None if that is not known."""
+        return self._pace.wait(position, self._bound.current())
+
+    def _in_queue(self, launch: str, position: int) -> LaunchEvent:
+        self._line.told[launch] = position
+        message = self._hindrance or f"Waiting at position {position}"
+        data = {"message": message, "position": position, "estimate": self.estimate(position)}
+        return LaunchEvent(0, time.time(), "queued", data)
+
+    # -- what wakes
+
+    def _changed(self, topic: str) -> None:
+        if topic == QUEUE:
+            self._queue_changed.set()
+        elif topic in self._listeners:
+            self._listeners[topic].bell.ring()
+
+    def _all_changed(self) -> None:
+        self._queue_changed.set()
+        for listeners in self._listeners.values():
+            listeners.bell.ring()
+
+    async def _look_at_queue(self) -> None:
+        while True:
+            await self._queue_changed.wait()
+            await asyncio.sleep(self.position_interval)  # most are gone by then
+            self._queue_changed.clear()
+            if self._listeners:
+                with contextlib.suppress(StoreUnavailable):
+                    await self._tell_positions(await self._store.queue_order())
+
+    async def _tell_positions(self, order: list[str]) -> None:
+        new = [launch for launch in order if launch in self._listeners and launch not in self._line.told]
+        for number, launch in enumerate([*self._line.news(order), *new]):
+            if launch in self._listeners:
+                self._listeners[launch].bell.ring()
+            if number % 50 == 49:
+                await asyncio.sleep(0)  # others have their turn
