@@ -206,6 +206,7 @@ class LauncherApp(Application):
         self.services = Services(
             hub=self.hub,
             launcher=launcher,
+            prefix=self.prefix,
             service_name=self.service_name,
             public_url=self.public_url,
             max_body_size=self.max_body_size,
@@ -279,6 +280,7 @@ class LauncherApp(Application):
             parts.push_async_callback(self.hub.stop)
             parts.push_async_callback(self.progress.stop)
             server = self._listen()
+            parts.push_async_callback(self.services.keepalive.stop)
             parts.push_async_callback(server.close_all_connections)
             parts.callback(server.stop)
             await self.services.launcher.start()

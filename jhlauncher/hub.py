@@ -92,7 +92,8 @@ class Hub(Transport):
         # also keep every wrong token for minutes.
         self._check = alru_cache(ttl=2)(self._ask_missing_scopes)
         self._identify = alru_cache(maxsize=10_000, ttl=self.auth_cache_seconds)(self._ask_identity)
-        for cache in (self._check, self._identify):
+        self._members = alru_cache(maxsize=1000, ttl=self.auth_cache_seconds)(self._ask_members)
+        for cache in (self._check, self._identify, self._members):
             self._closing.push_async_callback(cache.cache_close)
         self._asking: asyncio.Task[None] | None = None
         self._closing.push_async_callback(self._stop_asking)
@@ -187,16 +188,30 @@ class Hub(Transport):
 
     async def active_servers(self) -> dict[tuple[str, str], JsonObject]:
         """The Hub's models of all servers that run, start or stop, by user and server."""
-        found: dict[tuple[str, str], JsonObject] = {}
+        return {
+            (user["name"], name): model
+            async for user in self._users("&state=active")
+            for name, model in (user.get("servers") or {}).items()
+        }
+
+    async def _users(self, which: str = "") -> AsyncGenerator[JsonObject, None]:
+        """The Hub's models of users, page by page."""
         offset: int | None = 0
         while offset is not None:
-            path = f"/users?state=active&offset={offset}&limit={_PAGE}"
+            path = f"/users?offset={offset}&limit={_PAGE}{which}"
             reply = await self._request("GET", path, accept="application/jupyterhub-pagination+json")
             for user in reply["items"]:
-                found.update({(user["name"], name): model for name, model in (user.get("servers") or {}).items()})
+                yield user
             following = reply["_pagination"]["next"]
             offset = following["offset"] if following else None
+
+    async def members(self, groups: frozenset[str]) -> frozenset[str]:
+        """The users in any of these groups, as they were up to `auth_cache_seconds` ago."""
+        found: frozenset[str] = await self._members(groups)
         return found
+
+    async def _ask_members(self, groups: frozenset[str]) -> frozenset[str]:
+        return frozenset([user["name"] async for user in self._users() if groups.intersection(user["groups"])])
 
     async def server_options(self, user: str, server: str) -> JsonObject:
         """The options of the latest start of a server, also of one that has ended or failed."""

@@ -13,27 +13,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import sqlalchemy as sa
 from traitlets import Float, Integer, default
 from traitlets.config import LoggingConfigurable
 
 from . import environment
-from .errors import Forbidden, LauncherError, NotFound, ServerConflict, StopFailed, restored
+from .errors import (
+    Forbidden,
+    InvalidRequest,
+    LauncherError,
+    NotFound,
+    PolicyDenied,
+    ServerConflict,
+    StopFailed,
+    restored,
+)
 from .feed import Feed
 from .hub import Hub, JsonObject
 from .models import Caller, Launched, LaunchRequest, ProgressEvent
 from .policy import Decision, Policy
 from .queue import Pace, StartBound
-from .records import LaunchEvent, LaunchRecord
+from .records import LaunchEvent, LaunchRecord, Limit
 from .signing import Signer
 from .starting import Starter, name_of, stopping, title_of
 from .stopping import Stopper
 from .store import Store
+from .tables import launches
 from .worker import Worker
 
 Report = Callable[[ProgressEvent], Awaitable[None]]
@@ -182,6 +194,46 @@ class Launcher(LoggingConfigurable):
                     await report(ProgressEvent(progress=0, message=event.data["message"], phase="queued"))
         raise restored(event.data) if "status" in event.data else _ended_early(record)
 
+    async def plan(self, caller: Caller, request: LaunchRequest) -> dict[str, Any]:
+        """What would become of a request, as of now; nothing is started, kept or created.
+
+        Raises:
+            Forbidden: the caller's scopes do not reach the server.
+
+        """
+        try:
+            user, decision = await self._decide(caller, request, create_user=False)
+        except (PolicyDenied, InvalidRequest) as error:
+            rule = error.details.get("rule")
+            return {"decision": "refuse", "rule": rule, "spec": None, "error": error.as_dict()}
+        record = self._record(caller, request, user, decision)
+        place, obstacle = await self._store.would_be(record)
+        plan: dict[str, Any] = {
+            "decision": "refuse" if obstacle else "queue" if place > 1 else "start",
+            "username": user,
+            "rule": decision.rule,
+            "spec": decision.spec,
+            "lifetime": decision.lifetime,
+            "limits": await self._limits(decision.limits),
+        }
+        if obstacle:
+            return {**plan, "error": obstacle.as_dict()}
+        return {**plan, "position": place, "estimate": self._feed.estimate(place)}
+
+    async def _limits(self, limits: list[Limit]) -> list[dict[str, Any]]:
+        """Limits, with what is used of each."""
+        used = await self._store.usage({limit.key for limit in limits})
+        return [
+            {
+                "key": limit.key,
+                "resource": limit.resource,
+                "most": limit.most,
+                "used": used.get(limit.key, {}).get(limit.resource, 0),
+                "when_full": "queue" if limit.wait else "refuse",
+            }
+            for limit in limits
+        ]
+
     async def _launched(self, launch: str) -> Launched:
         record = await self._store.get(launch)
         if not record or not record.token:
@@ -200,8 +252,11 @@ class Launcher(LoggingConfigurable):
     ) -> LaunchRecord:
         """The launch as it will be kept; the user exists."""
         user, decision = await self._decide(caller, request, create_user=True)
-        now = time.time()
-        wait_until = now + min(request.queue_timeout or self.queue_timeout, waits or self.queue_timeout)
+        wait_until = time.time() + min(request.queue_timeout or self.queue_timeout, waits or math.inf)
+        record = self._record(caller, request, user, decision)
+        return replace(record, idempotency_key=key, due=wait_until, wait_until=wait_until)
+
+    def _record(self, caller: Caller, request: LaunchRequest, user: str, decision: Decision) -> LaunchRecord:
         return LaunchRecord(
             caller=caller.label,
             username=user,
@@ -216,10 +271,6 @@ class Launcher(LoggingConfigurable):
             lifetime=decision.lifetime,
             template=request.template,
             request=self._signer.fingerprint(request.model_dump(mode="json")),
-            idempotency_key=key,
-            created=now,
-            due=wait_until,
-            wait_until=wait_until,
         )
 
     async def _decide(self, caller: Caller, request: LaunchRequest, *, create_user: bool) -> tuple[str, Decision]:
@@ -259,6 +310,71 @@ class Launcher(LoggingConfigurable):
         if record and (record.caller == caller.label or await self._reaches(caller, record, READ)):
             return record
         raise NotFound("There is no such launch.", reason="launch_not_found")
+
+    async def find(
+        self,
+        caller: Caller,
+        before: int | None,
+        most: int,
+        *,
+        state: list[str] | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        **equal: str,
+    ) -> tuple[list[LaunchRecord], int | None]:
+        """A page of the launches that the caller may see, the newest first, and where the next page begins.
+
+        Args:
+            caller: who asks.
+            before: where the page begins; None: with the newest.
+            most: launches on the page.
+            state: any of these.
+            since: asked for then or later; seconds since 1970.
+            until: asked for before.
+            equal: further columns, and what they must be.
+
+        """
+        conditions = [launches.c[name] == value for name, value in equal.items()]
+        if state is not None:
+            conditions.append(launches.c.state.in_(state))
+        if since is not None:
+            conditions.append(launches.c.created >= since)
+        if until is not None:
+            conditions.append(launches.c.created < until)
+        records = await self._store.find(await self._visible(caller), *conditions, before=before, most=most + 1)
+        return records[:most], (records[most - 1].seq if len(records) > most else None)
+
+    async def _visible(self, caller: Caller) -> sa.ColumnElement[bool]:
+        """Condition: the launches that a caller may see."""
+        if not caller.scopes.isdisjoint(READ):
+            return sa.true()
+        users: set[str] = set()
+        reached = [launches.c.caller == caller.label]
+        for scope in READ:
+            users |= caller.filters(scope, "user")
+            groups = caller.filters(scope, "group")
+            if groups:
+                users |= await self._hub.members(groups)
+            for server in caller.filters(scope, "server"):
+                user, _, name = server.partition("/")
+                reached.append((launches.c.username == user) & (launches.c.server_name == name))
+        return sa.or_(launches.c.username.in_(sorted(users)), *reached)
+
+    async def settled(self, record: LaunchRecord, seconds: float) -> LaunchRecord:
+        """The launch as soon as it is ready or has ended, or as it is after so many seconds."""
+        return await self._once(record, ("ready",), seconds)
+
+    async def ended(self, record: LaunchRecord, seconds: float) -> LaunchRecord:
+        """The launch as soon as it has ended, or as it is after so many seconds."""
+        return await self._once(record, (), seconds)
+
+    async def _once(self, record: LaunchRecord, names: tuple[str, ...], seconds: float) -> LaunchRecord:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds), aclosing(self._feed.follow(record.id)) as events:
+                async for event in events:
+                    if event.name in names:
+                        break
+        return await self._store.get(record.id) or record
 
     async def token_of(self, caller: Caller, record: LaunchRecord) -> str | None:
         """The server's token, for those who may start the server and so could get one anyway."""

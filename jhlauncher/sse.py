@@ -25,9 +25,10 @@ class Event(NamedTuple):
     id: str = ""
 
 
-def encode(data: Any, *, name: str = "") -> str:
-    """One event with ``data`` as JSON, ready to be written."""
-    head = f"event: {name}\n" if name else ""
+def encode(data: Any, *, name: str = "", id: int | None = None) -> str:
+    """One event with ``data`` as JSON, ready to be written. Readers send the latest ``id`` when they come back."""
+    head = f"id: {id}\n" if id is not None else ""
+    head += f"event: {name}\n" if name else ""
     return f"{head}data: {json.dumps(data, separators=(',', ':'))}\n\n"
 
 

@@ -31,6 +31,7 @@ QUEUE = "queue"
 STOP = "stop "
 """The topic of a launch that somebody wants to end: this and its id."""
 
+_WAITS = launches.c.state == "queued"
 STARTING = {"message": "It is its turn"}
 _RUNNING = ("starting", "ready")
 
@@ -93,7 +94,7 @@ class Store(LoggingConfigurable):
         ) -> tuple[list[tuple[LaunchRecord, bool] | LauncherError], list[LaunchRecord]]:
             savepoint = await connection.begin_nested()
             results: list[tuple[LaunchRecord, bool] | LauncherError] = []
-            waiting = await queries.count(connection, launches.c.state == "queued")
+            waiting = await queries.count(connection, _WAITS)
             for record in records:
                 try:
                     results.append(await self._add_one(connection, record, waiting))
@@ -119,6 +120,14 @@ class Store(LoggingConfigurable):
         known = await self._same_request(connection, record)
         if known:
             return known, False
+        await self._check_room(connection, record, waiting)
+        await connection.execute(launches.insert().values(**queries.columns_of(record)))
+        for key in record.keys:
+            await connection.execute(keys.insert().values(launch=record.id, key=key))
+        event = await self._append(connection, record.id, "queued", {"message": "Waiting for its turn"})
+        return replace(record, events=event.number), True
+
+    async def _check_room(self, connection: AsyncConnection, record: LaunchRecord, waiting: int) -> None:
         await self._check_server_is_free(connection, record)
         used = await queries.usage(connection, record.keys, ACTIVE)
         for limit in record.limits:
@@ -126,11 +135,6 @@ class Store(LoggingConfigurable):
                 raise no_room(limit, used)
         if waiting >= self.max_queued:
             raise QueueFull(f"{waiting} launches are waiting already. Try again later.", retry_after=60)
-        await connection.execute(launches.insert().values(**queries.columns_of(record)))
-        for key in record.keys:
-            await connection.execute(keys.insert().values(launch=record.id, key=key))
-        event = await self._append(connection, record.id, "queued", {"message": "Waiting for its turn"})
-        return replace(record, events=event.number), True
 
     async def _same_request(self, connection: AsyncConnection, record: LaunchRecord) -> LaunchRecord | None:
         if record.idempotency_key is None:
@@ -206,8 +210,21 @@ class Store(LoggingConfigurable):
 
         return await self.database.read(work)
 
-    async def place_in_queue(self, share: str, weight: float) -> int:
-        """The place that the latest launch of a share has in the queue."""
+    async def would_be(self, record: LaunchRecord) -> tuple[int, LauncherError | None]:
+        """The place in the queue that a new launch would have, and what is in its way."""
+
+        async def work(connection: AsyncConnection) -> LauncherError | None:
+            try:
+                await self._check_room(connection, record, await queries.count(connection, _WAITS))
+            except LauncherError as error:
+                return error
+            return None
+
+        obstacle = await self.database.read(work)
+        return await self.place_in_queue(record.share, record.weight, new=1), obstacle
+
+    async def place_in_queue(self, share: str, weight: float, new: int = 0) -> int:
+        """The place that the latest launch of a share has in the queue, or a new one would have."""
 
         async def work(connection: AsyncConnection) -> int:
             count = sa.select(launches.c.share, launches.c.state, sa.func.count(), sa.func.max(launches.c.weight))
@@ -221,13 +238,11 @@ class Store(LoggingConfigurable):
                     waiting[name] = (number, most)
                 else:
                     busy[name] = number
-            turn = (busy.get(share, 0) + max(1, waiting.get(share, (0, 0))[0])) / weight
-            ahead = sum(
-                min(number, max(0, int(turn * other) - busy.get(name, 0)))
-                for name, (number, other) in waiting.items()
-                if name != share
+            mine = max(1, waiting.pop(share, (0, 0))[0] + new)
+            turn = (busy.get(share, 0) + mine) / weight
+            return mine + sum(
+                min(number, max(0, int(turn * other) - busy.get(name, 0))) for name, (number, other) in waiting.items()
             )
-            return ahead + max(1, waiting.get(share, (0, 0))[0])
 
         return await self.database.read(work)
 

@@ -202,6 +202,14 @@ class _Self(_Handler):
 
 
 class _Users(_Handler):
+    def get(self) -> None:
+        active = {user for (user, _), server in self.hub.servers.items() if server.active}
+        names = [n for n in self.hub.users if self.get_query_argument("state", "") != "active" or n in active]
+        offset, limit = int(self.get_query_argument("offset")), int(self.get_query_argument("limit"))
+        end = offset + limit
+        items = [user_model(self.hub, name) for name in names[offset:end]]
+        self.reply(200, {"items": items, "_pagination": {"next": {"offset": end} if end < len(names) else None}})
+
     def post(self) -> None:
         (name,) = self.json["usernames"]
         name = self.hub.rename(name)
@@ -213,12 +221,16 @@ class _Users(_Handler):
         self.reply(201, [{"name": name}])
 
 
+def user_model(hub: FakeHub, name: str) -> dict[str, Any]:
+    servers = {s.name: s.model() for s in hub.servers.values() if s.user == name and s.active}
+    return {"name": name, "groups": hub.users[name]["groups"], "servers": servers}
+
+
 class _User(_Handler):
     def get(self, name: str) -> None:
         if name not in self.hub.users:
             raise HTTPError(404)
-        servers = {s.name: s.model() for s in self.hub.servers.values() if s.user == name and s.active}
-        self.reply(200, {"name": name, "groups": self.hub.users[name]["groups"], "servers": servers})
+        self.reply(200, user_model(self.hub, name))
 
 
 class _Server(_Handler):

@@ -6,10 +6,14 @@ from tornado.web import RequestHandler
 
 from .containers import ContainersHandler
 from .health import HealthHandler, IndexHandler, ReadyHandler
+from .launches import LaunchesHandler, LaunchEventsHandler, OneLaunchHandler
 
 ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (r"", IndexHandler),
     (r"containers/?", ContainersHandler),
+    (r"launches/?", LaunchesHandler),
+    (r"launches/([0-9a-f]{16})", OneLaunchHandler),
+    (r"launches/([0-9a-f]{16})/events", LaunchEventsHandler),
     (r"health", HealthHandler),
     (r"ready", ReadyHandler),
 ]

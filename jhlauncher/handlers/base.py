@@ -27,6 +27,7 @@ from ..errors import (
 from ..hub import Hub
 from ..launcher import Launcher
 from ..models import Caller, ModelType, parse
+from .streams import Keepalive
 
 Result = TypeVar("Result")
 
@@ -40,6 +41,8 @@ class Services:
 
     hub: Hub
     launcher: Launcher
+    prefix: str
+    """The path below which everything answers."""
     service_name: str
     """At the Hub."""
     public_url: str
@@ -47,6 +50,7 @@ class Services:
     """Bytes."""
     keepalive_interval: float
     """Seconds between signs of life on a quiet event stream."""
+    keepalive: Keepalive = field(init=False)
     draining: bool = False
     """The service stops: no new requests."""
     requests: set[BaseHandler] = field(default_factory=set)
@@ -54,9 +58,15 @@ class Services:
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last request has been answered while draining."""
 
+    def __post_init__(self) -> None:
+        self.keepalive = Keepalive(self.keepalive_interval)
+
     async def drain(self, timeout: float) -> None:
-        """Let requests end by themselves for ``timeout`` seconds, and then cut them short."""
+        """Let requests end by themselves for ``timeout`` seconds, and then cut them short; streams at once."""
         self.draining = True
+        for request in list(self.requests):
+            if request.endless:
+                request.interrupt()
         for wait in (timeout, 5):
             if self.requests:
                 self.idle.clear()
@@ -76,6 +86,8 @@ class BaseHandler(RequestHandler):
 
     needs_caller = True
     """Whether only callers with a token of the Hub's, and the scope to reach this service, are served."""
+    endless = False
+    """Whether the answer goes on until somebody ends it."""
 
     caller: Caller
 

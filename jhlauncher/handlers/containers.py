@@ -8,14 +8,10 @@ say who may not.
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import Any
 
-from tornado.ioloop import PeriodicCallback
-from tornado.iostream import StreamClosedError
 from tornado.web import Finish
 
-from .. import sse
 from ..errors import (
     CallerError,
     Forbidden,
@@ -28,6 +24,7 @@ from ..errors import (
 from ..models import LaunchRequest, ProgressEvent, ServerQuery
 from ..records import LaunchRecord
 from .base import BaseHandler
+from .streams import EventStream
 
 # the fields of the Hub's server model that GET returns
 STATUS_FIELDS = ("last_activity", "name", "pending", "progress_url", "ready", "started", "url")
@@ -36,7 +33,7 @@ STATUS_FIELDS = ("last_activity", "name", "pending", "progress_url", "ready", "s
 class ContainersHandler(BaseHandler):
     """One server of one user."""
 
-    _keepalive: PeriodicCallback | None = None
+    _stream: EventStream | None = None
     _launch: LaunchRecord | None = None
 
     async def post(self) -> None:
@@ -61,7 +58,8 @@ class ContainersHandler(BaseHandler):
                 **{key: sent[key] for key in ("cpu", "memory", "gpu") if sent.get(key)},
             }
 
-        self._wants_events = "text/event-stream" in self.request.headers.get("Accept", "")
+        if "text/event-stream" in self.request.headers.get("Accept", ""):
+            self._stream = EventStream(self, self.services.keepalive)
         try:
             result = await self.interruptible(launch())
         except Finish:
@@ -69,12 +67,12 @@ class ContainersHandler(BaseHandler):
                 await launcher.abandon(self._launch)
             raise
         except Exception as error:
-            if not self._headers_written:
+            if not (self._stream and self._stream.begun):
                 raise
-            self._end_stream("failed", self._as_event(error))
+            self._stream.end(self._as_event(error), name="failed")
         else:
-            if self._wants_events:
-                self._end_stream("ready", result)
+            if self._stream:
+                self._stream.end(result, name="ready")
             else:
                 self.answer(result)
 
@@ -100,33 +98,14 @@ class ContainersHandler(BaseHandler):
     # -- the event stream
 
     def on_finish(self) -> None:
-        """Stop the keepalive, however the request ended."""
+        """Forget the stream, however the request ended."""
         super().on_finish()
-        if self._keepalive:
-            self._keepalive.stop()
+        if self._stream:
+            self._stream.close()
 
     async def _report(self, event: ProgressEvent) -> None:
-        if self._wants_events:
-            self._begin_stream()
-            await self._send(sse.encode(event.model_dump(), name="progress"))
-
-    async def _send(self, text: str) -> None:
-        with suppress(StreamClosedError):  # on_connection_close deals with it
-            self.write(text)
-            await self.flush()
-
-    def _begin_stream(self) -> None:
-        if not self._headers_written:
-            self.set_header("Content-Type", "text/event-stream")
-            self.set_header("X-Accel-Buffering", "no")  # nginx would hold events back
-            self._keepalive = PeriodicCallback(
-                lambda: self._send(sse.KEEPALIVE), self.services.keepalive_interval * 1000
-            )
-            self._keepalive.start()
-
-    def _end_stream(self, name: str, data: dict[str, Any]) -> None:
-        self._begin_stream()
-        self.finish(sse.encode(data, name=name))
+        if self._stream:
+            await self._stream.send(event.model_dump(), name="progress")
 
     def _as_event(self, error: Exception) -> dict[str, Any]:
         if not isinstance(error, LauncherError):

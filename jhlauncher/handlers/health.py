@@ -44,7 +44,7 @@ class IndexHandler(BaseHandler):
 
     async def get(self) -> None:
         """Name the resources."""
-        self.answer({"service": "jhlauncher", "resources": ["containers", "health", "ready"]})
+        self.answer({"service": "jhlauncher", "resources": ["containers", "launches", "health", "ready"]})
 
 
 def _check(ok: bool, message: str) -> dict[str, Any]:

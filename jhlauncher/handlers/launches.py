@@ -1,0 +1,215 @@
+"""``launches``: ask for a server, and follow what becomes of it."""
+
+from __future__ import annotations
+
+from contextlib import aclosing, suppress
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from ..errors import InvalidRequest, ShuttingDown
+from ..models import LaunchRequest, Model
+from ..records import LaunchRecord, State
+from .base import BaseHandler
+from .streams import EventStream
+from .views import LaunchList, LaunchView, PlanView, launch_view, moment
+
+
+def _number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError("must be a number") from None
+
+
+def _integer(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and len(value) <= 9):
+        raise ValueError("must be a whole number")
+    return int(value)
+
+
+def _time(value: str) -> float:
+    try:
+        moment = datetime.fromisoformat(value)
+        return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError("must be a time as in 2026-01-31T09:00:00Z") from None
+
+
+def _states(value: str) -> list[str]:
+    return value.split(",")
+
+
+def _boolean(value: str) -> bool:
+    if value not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return value == "true"
+
+
+Wait = Annotated[float, BeforeValidator(_number), Field(ge=0, le=300, allow_inf_nan=False)]
+"""Seconds to wait until it is ready, or has ended."""
+
+
+class WaitQuery(Model):
+    """The query of ``GET launches/ID``."""
+
+    wait: Wait = 0
+
+
+class SubmitQuery(WaitQuery):
+    """The query of ``POST launches``."""
+
+    dry_run: Annotated[bool, BeforeValidator(_boolean)] = False
+    """Only say what would become of it."""
+
+
+class EventsQuery(Model):
+    """The query of ``GET launches/ID/events``."""
+
+    last_event_id: Annotated[int, BeforeValidator(_integer)] | None = None
+    """For clients that can't send the header ``Last-Event-ID``."""
+
+
+class ListQuery(Model):
+    """The query of ``GET launches``; all that are given must hold."""
+
+    username: str | None = None
+    server_name: str | None = None
+    state: Annotated[list[State], BeforeValidator(_states)] | None = None
+    """One, or several with commas between."""
+    template: str | None = None
+    batch: str | None = None
+    since: Annotated[float, BeforeValidator(_time)] | None = None
+    """Asked for at this time or later (ISO 8601)."""
+    until: Annotated[float, BeforeValidator(_time)] | None = None
+    """Asked for before this time."""
+    limit: Annotated[int, BeforeValidator(_integer), Field(ge=1, le=500)] = 50
+    """How many at most."""
+    cursor: Annotated[int, BeforeValidator(_integer)] | None = None
+    """``next`` of the page before."""
+
+
+class LaunchHandler(BaseHandler):
+    """What the handlers of launches share."""
+
+    async def view(self, record: LaunchRecord, *, with_position: bool = True) -> LaunchView:
+        """The launch as this caller may see it."""
+        launcher = self.services.launcher
+        place = await launcher.position(record) if with_position else None
+        return launch_view(
+            record,
+            base=self.services.prefix,
+            url=self.absolute_url(record.path, record.full_url) if record.path else None,
+            token=await launcher.token_of(self.caller, record),
+            position=place[0] if place else None,
+            estimate=place[1] if place else None,
+        )
+
+    async def answer_launch(self, record: LaunchRecord, wait: float) -> None:
+        """Answer with the launch as it is after ``wait`` seconds, or sooner: 202 while it is on its way."""
+        if wait:
+            with suppress(ShuttingDown):  # it goes on; the caller may ask again
+                record = await self.interruptible(self.services.launcher.settled(record, wait))
+        self.set_header("Location", f"{self.services.prefix}launches/{record.id}")
+        body = (await self.view(record)).model_dump(mode="json")
+        self.answer(body, status=202 if record.state in ("queued", "starting") else 200)
+
+
+class LaunchesHandler(LaunchHandler):
+    """All launches."""
+
+    async def get(self) -> None:
+        """List those that the caller may see, the newest first; pages stay as they are while new ones come."""
+        query = self.query(ListQuery)
+        wanted = query.model_dump(exclude={"limit", "cursor"}, exclude_none=True)
+        records, following = await self.services.launcher.find(self.caller, query.cursor, query.limit, **wanted)
+        items = [await self.view(record, with_position=False) for record in records]
+        page = LaunchList(items=items, next=None if following is None else str(following))
+        self.answer(page.model_dump(mode="json"))
+
+    async def post(self) -> None:
+        """Accept a launch."""
+        query = self.query(SubmitQuery)
+        request = self.body(LaunchRequest)
+        if query.dry_run:
+            plan = await self.services.launcher.plan(self.caller, request)
+            return self.answer(PlanView(**plan).model_dump(mode="json", exclude_none=True))
+        key = self.idempotency_key()
+        record = await self.services.launcher.submit(self.caller, request, key=key)
+        return await self.answer_launch(record, query.wait)
+
+
+class OneLaunchHandler(LaunchHandler):
+    """One launch."""
+
+    async def get(self, launch: str) -> None:
+        """Tell about it."""
+        query = self.query(WaitQuery)
+        record = await self.services.launcher.get(self.caller, launch)
+        if query.wait:
+            record = await self.interruptible(self.services.launcher.settled(record, query.wait))
+        self.answer((await self.view(record)).model_dump(mode="json"))
+
+    async def delete(self, launch: str) -> None:
+        """Cancel it, or stop its server: 204 when that is done, 202 while it is being done."""
+        query = self.query(WaitQuery)
+        record = await self.services.launcher.end(self.caller, launch)
+        if query.wait and not record.final:
+            record = await self.interruptible(self.services.launcher.ended(record, query.wait))
+        if record.final:
+            self.set_status(204)
+            self.clear_header("Content-Type")
+            await self.finish()
+        else:
+            self.answer((await self.view(record)).model_dump(mode="json"), status=202)
+
+
+class LaunchEventsHandler(LaunchHandler):
+    """The events of one launch."""
+
+    endless = True
+    _stream: EventStream | None = None
+
+    async def get(self, launch: str) -> None:
+        """Send what has happened since ``Last-Event-ID``, and what happens, until its end."""
+        after = self._last_event_id()
+        record = await self.services.launcher.get(self.caller, launch)
+        if record.final and after >= record.events:
+            self.clear_header("Content-Type")
+            self.set_status(204)  # tells a browser not to come back
+            return await self.finish()
+        self._stream = EventStream(self, self.services.keepalive)
+        self._stream.begin()
+        with suppress(ShuttingDown):  # the client comes back, and goes on where it was
+            await self.interruptible(self._send(record, after))
+        self._stream.end()
+        return None
+
+    async def _send(self, record: LaunchRecord, after: int) -> None:
+        assert self._stream  # noqa: S101  (for mypy)
+        async with aclosing(self.services.launcher.follow(record, after)) as events:
+            async for event in events:
+                at = moment(event.time)
+                data: dict[str, Any] = {"time": at.isoformat() if at else None, **event.data}
+                if event.name == "ready":
+                    now = await self.services.launcher.get(self.caller, record.id)
+                    data["launch"] = (await self.view(now)).model_dump(mode="json")
+                await self._stream.send(data, name=event.name, id=event.number or None)
+
+    def _last_event_id(self) -> int:
+        query = self.query(EventsQuery)
+        header = self.request.headers.get("Last-Event-ID", "").strip()
+        if query.last_event_id is not None:
+            return query.last_event_id
+        if not header:
+            return 0
+        if not header.isascii() or not header.isdigit() or len(header) > 9:
+            raise InvalidRequest("The Last-Event-ID is not one of this stream's.")
+        return int(header)
+
+    def on_finish(self) -> None:
+        """Forget the stream."""
+        super().on_finish()
+        if self._stream:
+            self._stream.close()

@@ -1,0 +1,141 @@
+"""What answers look like: the models that `openapi.json` describes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from ..models import LaunchSpec
+from ..records import LaunchRecord, State
+
+
+class ErrorView(BaseModel):
+    """The one shape of an error."""
+
+    error: str
+    """What happened, to what, and what to do; for a person."""
+    reason: str
+    """The machine word; docs/reasons.md has them all."""
+    details: dict[str, Any]
+    status: int
+    """Of HTTP."""
+
+
+class LaunchView(BaseModel):
+    """A launch."""
+
+    id: str
+    state: State
+    username: str
+    server_name: str
+    image: str
+    template: str | None
+    batch: str | None
+    caller: str
+    """Who asked: user:NAME or service:NAME."""
+    rule: str
+    """Of the policy, by which it was allowed."""
+    position: int | None = None
+    """In the queue; 1 is next."""
+    estimate: float | None = None
+    """Seconds until its turn, if that is known."""
+    created: datetime
+    started: datetime | None
+    ready: datetime | None
+    ended: datetime | None
+    lifetime: float | None
+    """Seconds."""
+    expires: datetime | None
+    """When the server is stopped."""
+    url: str | None
+    """Of the server, when it is ready."""
+    token: str | None
+    """Opens this server and nothing else; for those who may start it, while it runs."""
+    token_expires: datetime | None
+    error: ErrorView | None
+    """Why it failed, or ended before it was ready."""
+    ended_by: str | None
+    """Who asked for its end: user:NAME, service:NAME or lifetime."""
+    links: dict[Literal["self", "events"], str]
+
+
+class LaunchList(BaseModel):
+    """A page of launches, the newest first."""
+
+    items: list[LaunchView]
+    next: str | None
+    """The cursor of the next page; None on the last one."""
+
+
+class LimitView(BaseModel):
+    """A limit that holds for a launch."""
+
+    key: str
+    resource: Literal["servers", "cpu", "memory", "gpu"]
+    most: float
+    used: float
+    """By what starts and runs now."""
+    when_full: Literal["queue", "refuse"]
+
+
+class PlanView(BaseModel):
+    """What would become of a request (``dry_run``)."""
+
+    decision: Literal["start", "queue", "refuse"]
+    username: str | None = None
+    rule: str | None
+    """Which rule of the policy decided."""
+    spec: LaunchSpec | None
+    """What would be launched."""
+    lifetime: float | None = None
+    position: int | None = None
+    estimate: float | None = None
+    limits: list[LimitView] = []
+    error: ErrorView | None = None
+    """Why it would be refused."""
+
+
+def moment(seconds: float | None) -> datetime | None:
+    """A time, in UTC."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def launch_view(record: LaunchRecord, *, base: str, url: str | None, token: str | None, **more: Any) -> LaunchView:
+    """A launch as it is shown.
+
+    Args:
+        record: of the launch.
+        base: path of the service.
+        url: absolute, of its server.
+        token: if this caller may have it.
+        more: further fields.
+
+    """
+    running = record.state == "ready"
+    ends = record.ready + record.lifetime if running and record.ready and record.lifetime else None
+    return LaunchView(
+        id=record.id,
+        state=record.state,
+        username=record.username,
+        server_name=record.server_name,
+        image=record.spec.image,
+        template=record.template,
+        batch=record.batch,
+        caller=record.caller,
+        rule=record.rule,
+        created=datetime.fromtimestamp(record.created, UTC),
+        started=moment(record.started),
+        ready=moment(record.ready),
+        ended=moment(record.ended),
+        lifetime=record.lifetime,
+        expires=moment(ends),
+        url=url if running else None,
+        token=token,
+        token_expires=moment(record.token_expires) if token else None,
+        error=ErrorView(**record.error) if record.error else None,
+        ended_by=record.stop_by,
+        links={"self": f"{base}launches/{record.id}", "events": f"{base}launches/{record.id}/events"},
+        **more,
+    )

@@ -1,0 +1,416 @@
+"""The asynchronous face: launches that wait, start, are followed and ended; on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from jhlauncher import sse
+from tests.conftest import Service, running_service, until
+from tests.fake_hub import PLATFORM_TOKEN, FakeHub
+
+pytestmark = pytest.mark.asyncio
+
+SETTINGS: dict[str, Any] = {
+    "Starter": {"progress_delay": 0.05},
+    "Hub": {"retry_timeout": 0.2, "auth_cache_seconds": 600},
+    "Feed": {"position_interval": 0.05},
+}
+
+
+@pytest_asyncio.fixture
+async def service(hub: FakeHub, database_url: str) -> AsyncIterator[Service]:
+    async with running_service(hub, Database={"url": database_url}, **SETTINGS) as service:
+        yield service
+
+
+async def accepted(service: Service, username: str = "alice", **body: Any) -> Any:
+    token, headers = body.pop("token", PLATFORM_TOKEN), body.pop("headers", {})
+    body = {"username": username, "image": "image:1", **body}
+    status, launch = await service.request("POST", "launches", token, json=body, headers=headers)
+    assert status == 202, launch
+    return launch
+
+
+async def settled(service: Service, launch: Any, **query: Any) -> Any:
+    status, launch = await service.request("GET", f"launches/{launch['id']}?wait=20")
+    assert status == 200
+    return launch
+
+
+async def events(service: Service, launch: Any, last: int | None = None) -> AsyncIterator[sse.Event]:
+    headers = {"Authorization": f"token {PLATFORM_TOKEN}"}
+    if last is not None:
+        headers["Last-Event-ID"] = str(last)
+    async with service.client.get(f"{service.url}launches/{launch['id']}/events", headers=headers) as response:
+        assert response.status == 200
+        async for event in sse.decode(response.content.iter_any()):
+            yield event
+
+
+async def names_until(service: Service, launch: Any, last: str, after: int | None = None) -> list[str]:
+    names = []
+    async with asyncio.timeout(20), aclosing(events(service, launch, after)) as stream:
+        async for event in stream:
+            names.append(event.name)
+            if event.name == last:
+                return names
+    return names
+
+
+async def test_life_of_a_launch(service: Service):
+    body = {"username": "alice", "image": "image:1", "server_name": "p1"}
+    async with service.client.post(
+        f"{service.url}launches", json=body, headers={"Authorization": f"token {PLATFORM_TOKEN}"}
+    ) as response:
+        assert response.status == 202
+        launch = await response.json()
+        assert response.headers["Location"].endswith(f"/launches/{launch['id']}")
+    assert launch["state"] == "queued"
+    assert launch["caller"] == "service:platform"
+    ready = await settled(service, launch)
+    assert ready["state"] == "ready"
+    assert ready["url"].endswith("/user/alice/p1/")
+    assert ready["token"] == "secret-a1"
+    assert [ready[key] is not None for key in ("created", "started", "ready", "ended")] == [True, True, True, False]
+
+    for expected in (204, 204):
+        status, _ = await service.request("DELETE", f"launches/{launch['id']}?wait=20")
+        assert status == expected
+    assert not service.hub.servers["alice", "p1"].active
+    assert not service.hub.tokens
+    stopped = await settled(service, launch)
+    assert (stopped["state"], stopped["token"], stopped["ended_by"]) == ("stopped", None, "service:platform")
+
+
+async def test_events_from_the_beginning_to_the_end(service: Service):
+    launch = await accepted(service)
+    await settled(service, launch)
+    await service.request("DELETE", f"launches/{launch['id']}?wait=20")
+    seen = [(event.name, event.id, json.loads(event.data)) async for event in events(service, launch)]
+    assert [name for name, _, _ in seen] == ["queued", "starting", "ready", "stopped"]
+    assert [number for _, number, _ in seen] == ["1", "2", "3", "4"]
+    assert all("time" in data for _, _, data in seen)
+    again = [event.name async for event in events(service, launch, last=2)]
+    assert again == ["ready", "stopped"]
+    status, _ = await service.request("GET", f"launches/{launch['id']}/events", headers={"Last-Event-ID": "4"})
+    assert status == 204, "nothing follows: a browser need not come back"
+
+
+async def test_progress_is_told_as_it_happens(service: Service):
+    service.hub.auto_finish = False
+    launch = await accepted(service)
+    seen = []
+    async with aclosing(events(service, launch)) as stream:
+        async for event in stream:
+            seen.append(event.name)
+            if event.name == "progress":
+                service.hub.servers["alice", ""].finish()
+            if event.name == "ready":
+                ready = json.loads(event.data)["launch"]
+                break
+    assert seen == ["queued", "starting", "progress", "ready"]
+    assert ready["token"]
+
+
+async def test_failure_is_told(service: Service):
+    service.hub.auto_finish = False
+    launch = await accepted(service)
+    await service.hub.starting.wait()
+    service.hub.servers["alice", ""].fail("Spawn failed: no such image")
+    failed = await settled(service, launch)
+    assert failed["state"] == "failed"
+    assert failed["error"] == {
+        "error": "The server of alice did not start: no such image",
+        "reason": "start_failed",
+        "details": {},
+        "status": 500,
+    }
+    assert await names_until(service, launch, "failed") == ["queued", "starting", "failed"]
+
+
+async def test_wait(service: Service):
+    status, launch = await service.request("POST", "launches?wait=20", json={"username": "bob", "image": "i"})
+    assert (status, launch["state"]) == (200, "ready")
+    service.hub.auto_finish = False
+    begin = time.monotonic()
+    status, launch = await service.request("POST", "launches?wait=0.2", json={"username": "eve", "image": "i"})
+    assert (status, launch["state"]) == (202, "starting")
+    assert time.monotonic() - begin < 5
+    for bad in ("-1", "inf", "x", "100000"):
+        assert (await service.request("GET", f"launches/{launch['id']}?wait={bad}"))[0] == 400
+
+
+async def test_idempotency_key(service: Service):
+    keyed = {"headers": {"Idempotency-Key": "k1"}}
+    first = await accepted(service, **keyed)
+    ready = await settled(service, first)
+    status, again = await service.request(
+        "POST", "launches", json={"username": "alice", "image": "image:1"}, headers=keyed["headers"]
+    )
+    assert (status, again["id"], again["state"]) == (200, first["id"], "ready")
+    assert again["token"] == ready["token"]
+    body = {"username": "alice", "image": "other:1"}
+    status, error = await service.request("POST", "launches", json=body, headers=keyed["headers"])
+    assert (status, error["reason"]) == (422, "idempotency_key_reused")
+    status, answer = await service.request(
+        "POST", json={"username": "alice", "image": "image:1"}, headers=keyed["headers"]
+    )
+    assert (status, answer["token"]) == (200, ready["token"]), "both faces are of one launcher"
+    for bad in ("", "x" * 256, "a b"):
+        status, _ = await service.request("POST", "launches", json=body, headers={"Idempotency-Key": bad})
+        assert status == 400
+
+
+async def test_conflicts_have_the_codes_that_http_means(service: Service):
+    service.hub.auto_finish = False
+    launch = await accepted(service)
+    body = {"username": "alice", "image": "image:1"}
+    status, error = await service.request("POST", "launches", json=body)
+    assert (status, error["reason"], error["details"]) == (409, "server_starting", {"launch": launch["id"]})
+    await service.hub.starting.wait()
+    service.hub.servers["alice", ""].finish()
+    await settled(service, launch)
+    status, error = await service.request("POST", "launches", json=body)
+    assert (status, error["reason"]) == (409, "server_running")
+
+
+async def test_server_that_ended_unheard_of_is_not_in_the_way(service: Service):
+    launch = await settled(service, await accepted(service))
+    service.hub.servers["alice", ""].ready = False
+    await settled(service, await accepted(service))
+    assert (await settled(service, launch))["state"] == "stopped"
+
+
+async def test_cancel_while_starting(service: Service):
+    service.hub.auto_finish = False
+    launch = await accepted(service)
+    await service.hub.starting.wait()
+    status, _ = await service.request("DELETE", f"launches/{launch['id']}?wait=20")
+    assert status == 204
+    cancelled = await settled(service, launch)
+    assert (cancelled["state"], cancelled["error"]["reason"]) == ("cancelled", "cancelled")
+    assert not service.hub.servers["alice", ""].active
+    assert not service.hub.tokens
+
+
+async def test_queue_with_positions(hub: FakeHub, database_url: str):
+    hub.auto_finish = False
+    settings = {**SETTINGS, "StartBound": {"concurrent_starts": 1}, "Database": {"url": database_url}}
+    async with running_service(hub, **settings) as service:
+        launches = [await accepted(service, f"user{n}") for n in range(4)]
+        await hub.starting.wait()
+        status, last = await service.request("GET", f"launches/{launches[3]['id']}")
+        assert (status, last["state"], last["position"]) == (200, "queued", 3)
+        positions: list[int] = []
+        async with aclosing(events(service, launches[3])) as stream:
+            async for event in stream:
+                data = json.loads(event.data)
+                if event.name == "queued" and "position" in data:
+                    positions.append(data["position"])
+                    assert event.id == "1", "passing events are not to be resumed from"
+                    next(server for server in hub.servers.values() if server.pending).finish()
+                elif event.name == "starting":
+                    break
+        assert positions == [3, 2, 1]
+        assert data["message"]
+        # one that waits is cancelled without the Hub
+        extra = await accepted(service, "late")
+        assert (await service.request("DELETE", f"launches/{extra['id']}"))[0] == 204
+        assert "late" not in {user for user, _ in hub.servers}
+
+
+async def test_who_has_waited_long_enough_expires(hub: FakeHub, database_url: str):
+    hub.auto_finish = False
+    settings = {**SETTINGS, "StartBound": {"concurrent_starts": 1}, "Database": {"url": database_url}}
+    async with running_service(hub, **settings) as service:
+        await accepted(service, "first")
+        launch = await accepted(service, "second", queue_timeout=0.2)
+        assert await names_until(service, launch, "expired") == ["queued", "queued", "expired"]
+        expired = await settled(service, launch)
+        assert (expired["state"], expired["error"]["reason"]) == ("expired", "queue_timeout")
+        assert "second" not in {user for user, _ in hub.servers}
+
+
+async def test_full_queue_says_when_to_come_back(hub: FakeHub):
+    hub.auto_finish = False
+    settings = {**SETTINGS, "StartBound": {"concurrent_starts": 1}, "Store": {"max_queued": 1}}
+    async with running_service(hub, **settings) as service:
+        await accepted(service, "first")
+        await hub.starting.wait()
+        await accepted(service, "second")
+        headers = {"Authorization": f"token {PLATFORM_TOKEN}"}
+        async with service.client.post(
+            f"{service.url}launches", json={"username": "third", "image": "i"}, headers=headers
+        ) as response:
+            assert response.status == 503
+            assert int(response.headers["Retry-After"]) > 0
+            assert (await response.json())["reason"] == "queue_full"
+
+
+async def test_blocking_caller_who_leaves_the_queue_is_not_started(hub: FakeHub):
+    hub.auto_finish = False
+    async with running_service(hub, **SETTINGS, StartBound={"concurrent_starts": 1}) as service:
+        await accepted(service, "first")
+        await hub.starting.wait()
+        waiting = asyncio.create_task(service.launch(username="impatient"))
+        await until(lambda: "POST /users" in hub.requests and "impatient" in hub.users)
+        async with asyncio.timeout(5):
+            while not (await service.request("GET", "launches?state=queued"))[1]["items"]:
+                await asyncio.sleep(0.01)
+        waiting.cancel()
+        async with asyncio.timeout(5):
+            while (await service.request("GET", "launches?state=queued"))[1]["items"]:
+                await asyncio.sleep(0.01)
+        hub.servers["first", ""].finish()
+        assert "impatient" not in {user for user, _ in hub.servers}
+
+
+async def test_lifetime(hub: FakeHub, database_url: str):
+    async with running_service(hub, Database={"url": database_url}, **SETTINGS) as service:
+        launch = await accepted(service, lifetime=1)
+        seen = await names_until(service, launch, "expired")
+        assert seen == ["queued", "starting", "ready", "warning", "expired"]
+        assert not hub.servers["alice", ""].active
+        assert not hub.tokens
+        ended = await settled(service, launch)
+        assert (ended["state"], ended["ended_by"]) == ("expired", "lifetime")
+
+
+async def test_token_ends_with_the_lifetime(service: Service):
+    await settled(service, await accepted(service, lifetime=60))
+    assert next(iter(service.hub.tokens.values()))["expires_in"] == 60
+
+
+async def test_list_filters_and_pages(service: Service):
+    for n in range(5):
+        await settled(service, await accepted(service, f"user{n}"))
+    failing = await settled(service, await accepted(service, "user5", server_name="s"))
+    await service.request("DELETE", f"launches/{failing['id']}?wait=20")
+    seen: list[str] = []
+    cursor = ""
+    while True:
+        status, page = await service.request("GET", f"launches?limit=2{cursor}")
+        assert status == 200
+        seen += [launch["username"] for launch in page["items"]]
+        if len(seen) == 2:
+            await accepted(service, "newcomer")  # does not shift the pages
+        if page["next"] is None:
+            break
+        cursor = f"&cursor={page['next']}"
+    assert seen == [f"user{n}" for n in (5, 4, 3, 2, 1, 0)]
+
+    async def found(query: str) -> list[str]:
+        status, page = await service.request("GET", f"launches?{query}")
+        assert status == 200, page
+        return [launch["username"] for launch in page["items"]]
+
+    assert await found("state=stopped") == ["user5"]
+    assert await found("username=user3") == ["user3"]
+    assert await found("server_name=s&state=ready,stopped") == ["user5"]
+    assert await found("until=2020-01-01T00:00:00Z") == []
+    assert len(await found("since=2020-01-01T00:00:00%2B01:00")) == 7
+    assert await found("template=none") == []
+    for bad in (
+        "state=nowhere",
+        "limit=0",
+        "limit=501",
+        "cursor=x",
+        "since=yesterday",
+        "colour=red",
+        "limit=1&limit=2",
+    ):
+        assert (await service.request("GET", f"launches?{bad}"))[0] == 400, bad
+
+
+async def test_only_what_the_caller_may_see(service: Service):
+    access, group = "access:services", ("course-1",)
+    alice = service.hub.identify("t-alice", "alice", "user", access, "servers!user=alice", "read:servers!user=alice")
+    service.hub.identify("t-bob", "bob", "user", access, "read:servers!user=bob")
+    teacher = service.hub.identify("t-teacher", "teacher", "user", access, "read:servers!group=course-1")
+    service.hub.identify("t-stu", "stu", "user", access, groups=group)
+    launches = {name: await settled(service, await accepted(service, name)) for name in ("alice", "stu", "eve")}
+
+    async def seen(token: str) -> set[str]:
+        status, page = await service.request("GET", "launches", token)
+        assert status == 200, page
+        return {launch["username"] for launch in page["items"]}
+
+    assert await seen(alice) == {"alice"}
+    assert await seen("t-bob") == set()
+    assert await seen(teacher) == {"stu"}
+    assert await seen(PLATFORM_TOKEN) == {"alice", "stu", "eve"}
+    status, launch = await service.request("GET", f"launches/{launches['stu']['id']}", teacher)
+    assert (status, launch["token"]) == (200, None), "to see is not to enter"
+    status, launch = await service.request("GET", f"launches/{launches['alice']['id']}", alice)
+    assert (status, launch["token"]) == (200, launches["alice"]["token"])
+    for path in ("", "/events"):
+        status, error = await service.request("GET", f"launches/{launches['alice']['id']}{path}", "t-bob")
+        assert (status, error["reason"]) == (404, "launch_not_found")
+    status, error = await service.request("DELETE", f"launches/{launches['stu']['id']}", teacher)
+    assert (status, error["reason"]) == (403, "missing_scope")
+    assert service.hub.servers["stu", ""].active
+
+
+async def test_dry_run(service: Service):
+    body = {"username": "nobody", "image": "image:1", "cpu": {"limit": 1}}
+    status, plan = await service.request("POST", "launches?dry_run=true", json=body)
+    assert status == 200
+    assert (plan["decision"], plan["rule"], plan["position"]) == ("start", "services", 1)
+    assert plan["spec"]["image"] == "image:1"
+    assert "nobody" not in service.hub.users
+    assert not service.hub.servers
+    assert (await service.request("GET", "launches"))[1]["items"] == []
+    alice = service.hub.identify("t-alice", "alice", "user", "access:services", "servers!user=alice")
+    status, plan = await service.request("POST", "launches?dry_run=true", alice, json={**body, "username": "alice"})
+    assert (status, plan["decision"], plan["rule"]) == (200, "refuse", "users")
+    assert plan["error"]["reason"] == "policy_denied"
+    status, _ = await service.request("POST", "launches?dry_run=true", alice, json=body)
+    assert status == 403
+    await settled(service, await accepted(service, "alice"))
+    status, plan = await service.request("POST", "launches?dry_run=true", json={**body, "username": "alice"})
+    assert (plan["decision"], plan["error"]["reason"]) == ("refuse", "server_running")
+
+
+@pytest.mark.parametrize("path", ["launches/0123456789abcdef", "launches/0123456789abcdef/events"])
+async def test_no_such_launch(service: Service, path: str):
+    for method in ("GET", "DELETE"):
+        status, error = await service.request(method, path)
+        assert (status, error["reason"]) in ((404, "launch_not_found"), (405, "method_not_allowed"))
+
+
+async def test_nothing_secret_is_kept_in_clear(service: Service, database_url: str):
+    launch = await settled(service, await accepted(service, env={"PASSWORD": "very-secret-value"}))
+    assert launch["token"]
+    store = service.app.services.launcher._store
+    record = await store.get(launch["id"])
+    kept = f"{record} {await store.events_of(launch['id'])}"
+    for secret in ("very-secret-value", launch["token"], PLATFORM_TOKEN):
+        assert secret not in kept
+    assert record
+    assert record.env
+
+
+async def test_limit_under_200_concurrent_requests(hub: FakeHub, database_url: str):
+    rule = {"name": "r", "images": ["*"], "limits": {"all": {"servers": 10}}, "when_full": "refuse"}
+    async with running_service(hub, Database={"url": database_url}, Policy={"rules": [rule]}, **SETTINGS) as service:
+        body = {"image": "image:1"}
+        answers = await asyncio.gather(
+            *(service.request("POST", "launches", json={"username": f"user{n}", **body}) for n in range(200))
+        )
+        statuses = [status for status, _ in answers]
+        assert (statuses.count(202), statuses.count(429)) == (10, 190)
+        error = next(body for status, body in answers if status == 429)
+        assert error["reason"] == "limit_reached"
+        assert error["details"]["limit"]["most"] == 10
+        for status, launch in answers:
+            if status == 202:
+                assert (await settled(service, launch))["state"] == "ready"
+        assert sum(server.active for server in hub.servers.values()) == 10
