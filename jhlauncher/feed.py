@@ -17,7 +17,7 @@ from .bell import Bell
 from .errors import NotFound, StoreUnavailable
 from .queue import Line, Pace, StartBound
 from .records import LaunchEvent
-from .store import QUEUE, Store
+from .store import MOVED, QUEUE, Store
 
 
 class _Listeners:
@@ -78,6 +78,8 @@ class Feed(LoggingConfigurable):
                     after, waits = event.number, event.name == "queued"
                     if event.final:
                         return
+                if waits and launch not in self._line.told:
+                    self._queue_changed.set()  # nobody has looked for this one yet
                 position = self._line.order.get(launch)
                 if waits and position is not None and passing != (position, self._hindrance):
                     passing = (position, self._hindrance)
@@ -116,7 +118,7 @@ class Feed(LoggingConfigurable):
     # -- what wakes
 
     def _changed(self, topic: str) -> None:
-        if topic == QUEUE:
+        if topic in (QUEUE, MOVED):
             self._queue_changed.set()
         elif topic in self._listeners:
             self._listeners[topic].bell.ring()
@@ -131,9 +133,14 @@ class Feed(LoggingConfigurable):
             await self._queue_changed.wait()
             await asyncio.sleep(self.position_interval)  # most are gone by then
             self._queue_changed.clear()
-            if self._listeners:
-                with contextlib.suppress(StoreUnavailable):
-                    await self._tell_positions(await self._store.queue_order())
+            if not self._listeners:
+                continue
+            try:
+                await self._tell_positions(await self._store.queue_order())
+            except StoreUnavailable:
+                self._queue_changed.set()
+            except Exception:
+                self.log.exception("Could not tell the positions in the queue")
 
     async def _tell_positions(self, order: list[str]) -> None:
         new = [launch for launch in order if launch in self._listeners and launch not in self._line.told]

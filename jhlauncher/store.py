@@ -27,6 +27,8 @@ from .tables import events, keys, launches, replicas
 
 QUEUE = "queue"
 """The topic of changes that may let another launch start."""
+MOVED = "moved"
+"""The topic of those that let one: the others have moved up."""
 
 STOP = "stop "
 """The topic of a launch that somebody wants to end: this and its id."""
@@ -190,12 +192,13 @@ class Store(LoggingConfigurable):
                         await self._change(connection, record, "starting", STARTING, owner=owner, started=time.time())
                 if not page:
                     break
-            await self.database.notify(connection, *(record.id for record in chosen))
-            return [record.id for record in chosen]
+            topics = [MOVED, *(record.id for record in chosen)] if chosen else []
+            await self.database.notify(connection, *topics)
+            return topics
 
-        fresh = await self.database.write(work, alone=True) if most > 0 else []
-        self.database.tell(*fresh)
-        return await self.owned(owner), set(fresh)
+        changed = await self.database.write(work, alone=True) if most > 0 else []
+        self.database.tell(*changed)
+        return await self.owned(owner), set(changed[1:])
 
     async def owned(self, owner: str) -> list[LaunchRecord]:
         """What a replica works on."""

@@ -216,6 +216,7 @@ async def test_queue_with_positions(hub: FakeHub, database_url: str):
                 if event.name == "queued" and "position" in data:
                     positions.append(data["position"])
                     assert event.id == "1", "passing events are not to be resumed from"
+                    await until(lambda: any(server.pending for server in hub.servers.values()))
                     next(server for server in hub.servers.values() if server.pending).finish()
                 elif event.name == "starting":
                     break
