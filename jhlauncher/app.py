@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import resource
 import signal
@@ -33,7 +34,7 @@ from .launcher import Launcher
 from .policy import Policy
 from .progress import Progress
 from .queue import Pace, StartBound
-from .signing import KEY_ENV, Signer, derive_key
+from .signing import KEY_ENV, MANAGED_ENV, Signer, derive_key
 from .starting import Starter
 from .store import Store
 from .worker import Worker
@@ -206,6 +207,7 @@ class LauncherApp(Application):
         self.services = Services(
             hub=self.hub,
             launcher=launcher,
+            signer=signer,
             prefix=self.prefix,
             service_name=self.service_name,
             public_url=self.public_url,
@@ -258,6 +260,7 @@ class LauncherApp(Application):
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        _watch_parent(stopping)
         async with self.running() as server:
             self.log.info("Listening on %s%s for JupyterHub at %s", self.bind_url, self.prefix, self.hub.api_url)
             ends = [asyncio.create_task(event.wait()) for event in (stopping, self.services.launcher.worker.superseded)]
@@ -351,6 +354,16 @@ def _log_level(text: str) -> int:
     if level is None:
         raise TraitError(f"$LOG_LEVEL must be a number or one of DEBUG, INFO, WARNING, ERROR, CRITICAL, not {text!r}")
     return level
+
+
+def _watch_parent(stopping: asyncio.Event) -> None:
+    """Stop when the Hub that manages this service is gone, if it died without saying so; Linux tells us."""
+    if environment.text(MANAGED_ENV) and hasattr(os, "pidfd_open"):
+        try:
+            parent = os.pidfd_open(os.getppid())
+        except OSError:
+            return
+        asyncio.get_running_loop().add_reader(parent, stopping.set)
 
 
 def _raise_file_limit() -> None:

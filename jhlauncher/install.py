@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import os
 import secrets
 import socket
 import sys
 from collections.abc import Iterable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,7 +20,9 @@ from traitlets.config.loader import LazyConfigValue
 from traitlets.utils.importstring import import_item
 
 from .engines import ENGINES, MIXINS
-from .signing import MIN_KEY_LENGTH, derive_key
+from .signing import KEY_ENV, MANAGED_ENV, MIN_KEY_LENGTH, derive_key
+
+_NEW_SECRET = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
 def install_launcher(
@@ -32,6 +37,7 @@ def install_launcher(
     images: Iterable[str] = (),
     server_state: bool = False,
     config_file: str | None = None,
+    secret_file: str | None = "jhlauncher_secret",  # noqa: S107  (a file's name)
 ) -> None:
     """Add the launcher to a JupyterHub.
 
@@ -48,11 +54,14 @@ def install_launcher(
         name: the service's name; it answers at /services/NAME/.
         url: where an external launcher service listens; without it, the Hub starts and manages one on a free port of
             127.0.0.1.
-        api_token: the service's token; required with ``url``, made up otherwise.
+        api_token: the service's token; required with ``url``, kept in ``secret_file`` otherwise.
         signing_key: the secret shared by service and spawner; derived from ``api_token`` otherwise.
         images: what ordinary users may launch by the default policy (see `Policy.images`). Managed service only.
         server_state: let the service read the spawners' state, for the ``state`` of ``GET containers``.
         config_file: configuration of the managed service.
+        secret_file: where the managed service's token is kept, from which the signing key derives: what was launched
+            before a restart of the Hub must be recognised after it. Made, for its owner's eyes only, if there is none.
+            None: a new one at every start of the Hub.
 
     Raises:
         ValueError: the arguments contradict each other.
@@ -74,10 +83,11 @@ def install_launcher(
         raise ValueError(f"install_launcher: images= is a list, for example [{images!r}]")
     if engine is not None:
         _check_installed(engine)
-    token = api_token or secrets.token_hex(32)
+    token = api_token or (_kept_secret(Path(secret_file)) if secret_file else secrets.token_hex(32))
     key = signing_key or derive_key(token)
     c.JupyterHub.spawner_class = _mixed(spawner_class) if spawner_class else ENGINES[engine or ""]
     c.LauncherSpawnerMixin.signing_key = key
+    c.LauncherSpawnerMixin.launcher_path = f"/services/{name}/"
 
     service: dict[str, Any] = {
         "name": name,
@@ -87,12 +97,14 @@ def install_launcher(
     }
     if urlsplit(service["url"]).port is None:
         raise ValueError("install_launcher: url= needs a port, as JupyterHub demands")
+    c.LauncherSpawnerMixin.launcher_url = service["url"]
     if not url:
         service["command"] = [sys.executable, "-m", "jhlauncher"]
         if config_file:
             service["command"].append(f"--config={config_file}")
         service["environment"] = {
-            "JHLAUNCHER_SIGNING_KEY": key,
+            KEY_ENV: key,
+            MANAGED_ENV: "1",
             "JHLAUNCHER_IMAGES": json.dumps(list(images)),
         }
     # `servers` is what starts, stops and reads them on every version of JupyterHub
@@ -104,6 +116,29 @@ def install_launcher(
         "services": [name],
     }
     c["JupyterHub"] = _section(c.JupyterHub, service, role)
+
+
+def _kept_secret(path: Path) -> str:
+    """The secret in a file, which is made if there is none, as JupyterHub does with its cookie secret.
+
+    Raises:
+        ValueError: others may read it, it is empty, or it can't be read or written.
+
+    """
+    try:
+        with contextlib.suppress(FileExistsError), os.fdopen(os.open(path, _NEW_SECRET, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        if path.stat().st_mode & 0o077:
+            raise ValueError(f"install_launcher: {path} must be readable by its owner only (chmod 600 {path})")
+        secret = path.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise ValueError(
+            f"install_launcher: the secret can't be kept in {path} ({error.strerror}); give api_token=, "
+            "another secret_file=, or secret_file=None for a new secret at every start"
+        ) from None
+    if len(secret) < MIN_KEY_LENGTH:
+        raise ValueError(f"install_launcher: {path} must have at least {MIN_KEY_LENGTH} characters")
+    return secret
 
 
 def _check_installed(engine: str) -> None:

@@ -19,6 +19,8 @@ from typing import Any
 from .models import LaunchSpec, parse
 
 KEY_ENV = "JHLAUNCHER_SIGNING_KEY"
+MANAGED_ENV = "JHLAUNCHER_MANAGED"
+"""Set for the service that a Hub manages: it ends with its Hub."""
 OPTIONS_KEY = "launcher"
 """The one key of ``user_options`` that is this project's."""
 MIN_KEY_LENGTH = 32
@@ -119,16 +121,16 @@ class Signer:
 
         return Fernet(self._env_key).encrypt(json.dumps(value).encode()).decode()
 
-    def unseal(self, text: Any) -> Any:
-        """What was sealed.
+    def unseal(self, text: Any, max_age: int | None = None) -> Any:
+        """What was sealed, not more than ``max_age`` seconds ago.
 
         Raises:
-            BadSignature: it was not sealed with this key.
+            BadSignature: it was not sealed with this key, or too long ago.
 
         """
         from cryptography.fernet import Fernet, InvalidToken
 
         try:
-            return json.loads(Fernet(self._env_key).decrypt(text))
+            return json.loads(Fernet(self._env_key).decrypt(text, ttl=max_age))
         except (InvalidToken, TypeError, ValueError):
             raise BadSignature("This was not sealed with the launcher's signing key.") from None

@@ -8,8 +8,14 @@ new ones, never changed in place.
 Options that were applied are marked ``applied`` in the Hub's database: a later start from the Hub's own page, for
 which the Hub reuses the stored options, is then a plain one. They are marked ``up`` once the Hub has seen the server
 answer: its own word ``ready`` also holds for a start that was just cancelled. Why a launch failed is left there,
-sealed, under ``failure``. Options that are refused are removed from the database, so that they refuse one start and
-not all that follow.
+sealed, under ``failure``, and that somebody stopped it, under ``ended``. Options that are refused are removed from the
+database, so that they refuse one start and not all that follow.
+
+A Hub that dies in the middle of a start finds the server again when it comes back, since what it needs to know of it
+is kept as soon as there is something (`_remember`); that such a server is of a launch, ``taken`` proves. One that it
+does not find leaves options that are applied and neither up nor ended: the launcher starts it anew.
+
+When a server has stopped, whoever stopped it, its tokens are revoked here, and the launcher is told.
 
 How a start goes, and which method of an engine (`jhlauncher.engines`) has a say::
 
@@ -28,7 +34,9 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
+import aiohttp
 from jupyterhub.utils import make_ssl_context, maybe_future, url_path_join, wait_for_http_server
 from sqlalchemy.orm import object_session
 from tornado.web import HTTPError
@@ -39,7 +47,7 @@ from . import environment
 from .errors import InvalidRequest
 from .failures import Evidence, Failure, Reason, StartFailed, hide, secrets_of
 from .models import Cpu, Gpu, LaunchSpec, Memory, Phase, Volume
-from .signing import KEY_ENV, OPTIONS_KEY, BadSignature, Signer
+from .signing import KEY_ENV, OPTIONS_KEY, BadSignature, Signer, token_note
 from .steps import Steps
 
 try:
@@ -51,6 +59,12 @@ Result = TypeVar("Result")
 
 _used: dict[str, float] = {}
 """Signatures that have started a server, with the time after which nobody could use them anyway."""
+
+_notices: set[asyncio.Task[None]] = set()
+"""Those under way to the launcher."""
+
+_NOTICE_TIMEOUT = 5
+"""Seconds for telling the launcher something."""
 
 _EVIDENCE_TIMEOUT = 10
 """Seconds for collecting what an engine knows of a failure."""
@@ -79,6 +93,8 @@ class LauncherSpawnerMixin(Configurable):
 
         def get_env(self) -> dict[str, str]: ...
 
+        def get_state(self) -> dict[str, Any]: ...
+
     signing_key = Unicode(
         help="""The secret shared with the launcher service, at least 32 characters; install_launcher sets it.
 
@@ -95,6 +111,16 @@ class LauncherSpawnerMixin(Configurable):
         Sets JUPYTERHUB_ALLOW_TOKEN_IN_URL=1 in the server's environment. A URL with a token opens the server for
         whoever has it until the token expires; turn this off where all clients can send a header.
         """,
+    ).tag(config=True)
+
+    launcher_url = Unicode(
+        help="""Where the launcher service listens, http://HOST:PORT; it is told when a server has ended.
+
+        install_launcher sets it. With none, the launcher finds out by itself, within Worker.reconcile_interval.
+        """
+    ).tag(config=True)
+    launcher_path = Unicode(
+        "/services/launcher/", help="The launcher service's path, below the Hub's base_url; install_launcher sets it."
     ).tag(config=True)
 
     @default("signing_key")
@@ -153,8 +179,8 @@ class LauncherSpawnerMixin(Configurable):
 
     def add_poll_callback(self, callback: Any, *args: Any, **kwargs: Any) -> None:
         """Notice that the server is up: the Hub begins to watch for its end when its start is complete."""
-        if self._spec:  # this start took a launch; that the options say so proves nothing, anybody may send them
-            options = self.user_options[OPTIONS_KEY]
+        options = self._launch_of_this_start()
+        if options:
             mark = Signer(self.signing_key).mark(options["id"], self.user.name, self.name)
             self._store_launch({**options, "up": mark})
         super().add_poll_callback(callback, *args, **kwargs)  # type: ignore[misc]
@@ -165,6 +191,8 @@ class LauncherSpawnerMixin(Configurable):
             await self.remove_remains()
         except Exception:
             self.log.exception("Could not remove what is left of %s", self._log_name)
+        self._revoke_tokens()
+        self._tell_the_end()
         return await maybe_future(super().run_post_stop_hook())  # type: ignore[misc]
 
     # -- whether
@@ -188,7 +216,27 @@ class LauncherSpawnerMixin(Configurable):
         if options is not None and not (isinstance(options, dict) and options.get("applied")):
             self._spec = self._verified(options)
             self.user_options = {}  # what came beside them is not signed, and some spawner may obey it
-            self._store_launch({**options, "applied": True})
+            self._store_launch({**options, "applied": True, "taken": self._taken(options["id"])})
+
+    def _taken(self, launch_id: str) -> str:
+        """What proves that this very start, and not one before or after, took the launch."""
+        text = f"{launch_id} taken by the start of {self.orm_spawner.started}"
+        return Signer(self.signing_key).mark(text, self.user.name, self.name)
+
+    def _launch_of_this_start(self) -> dict[str, Any] | None:
+        """The launch options, if this start took them, perhaps before the Hub was restarted.
+
+        That the options say so proves nothing: anybody may send them.
+        """
+        options = self.user_options.get(OPTIONS_KEY)
+        if self._spec or (
+            self.signing_key
+            and isinstance(options, dict)
+            and isinstance(options.get("id"), str)
+            and options.get("taken") == self._taken(options["id"])
+        ):
+            return options
+        return None
 
     def _verified(self, options: Any) -> LaunchSpec:
         """The spec of options that the launcher signed for this start."""
@@ -397,29 +445,41 @@ class LauncherSpawnerMixin(Configurable):
                 raise StartFailed(failure) from error
             raise
         if where:
+            where = self._as_url(where)
+            self._remember(where)
             await self._wait_for_answer(where)
         return where
+
+    def _as_url(self, where: Any) -> str:
+        """What older spawners say as an address and a port."""
+        if isinstance(where, str):
+            return where
+        host, port = where
+        host = f"[{host}]" if ":" in host else host
+        return f"{'https' if self.user.settings.get('internal_ssl') else 'http'}://{host}:{int(port)}"
+
+    def _remember(self, url: str) -> None:
+        """Keep what finds the server again. The Hub does so when the start is complete, and might die before."""
+        session = object_session(self.orm_spawner)
+        if session:
+            parts = urlsplit(url)
+            self.server.proto, self.server.ip = parts.scheme, parts.hostname
+            self.server.port = parts.port or (443 if parts.scheme == "https" else 80)
+            self.orm_spawner.state = self.get_state()
+            session.commit()
 
     def _too_slow(self) -> Failure:
         message = f"The server did not start within {self._start_limit:g} seconds (Spawner.start_timeout)."
         return self._suspicion or Failure(reason="timeout", message=message)
 
-    async def _wait_for_answer(self, where: Any) -> None:
+    async def _wait_for_answer(self, where: str) -> None:
         """Wait as the Hub does after us, but with somebody watching the container."""
         self.step("Waiting for the server to answer", "waiting")
-        settings = self.user.settings
-        tls = make_ssl_context(
-            settings.get("internal_ssl_key"), settings.get("internal_ssl_cert"), cafile=settings.get("internal_ssl_ca")
-        )
-        if not isinstance(where, str):
-            host, port = where
-            host = f"[{host}]" if ":" in host else host
-            where = f"{'https' if settings.get('internal_ssl') else 'http'}://{host}:{int(port)}"
         url = url_path_join(where, self.server.base_url, "api")
         try:
             # its own time-out counts only between requests, one of which may hang
             async with asyncio.timeout(self.http_timeout):
-                await wait_for_http_server(url, timeout=self.http_timeout, ssl_context=tls)
+                await wait_for_http_server(url, timeout=self.http_timeout, ssl_context=self._tls())
         except TimeoutError:
             message = (
                 f"The server runs, but did not answer on its port within {self.http_timeout:g} seconds "
@@ -449,6 +509,48 @@ class LauncherSpawnerMixin(Configurable):
         except Exception:
             self.log.exception("Could not look at, or remove, what is left of %s", self._log_name)
             return None
+
+    # -- the end
+
+    def _revoke_tokens(self) -> None:
+        """Revoke what the launcher has minted for this server."""
+        note = token_note(self.user.name, self.name)
+        session = object_session(self.orm_spawner)
+        if session:
+            for token in list(self.user.orm_user.api_tokens):
+                if (token.note or "").startswith(note):
+                    session.delete(token)
+            session.commit()
+
+    def _tell_the_end(self) -> None:
+        """Leave a note that the launch is over, and tell the launcher, which would otherwise find out later."""
+        options = self.user_options.get(OPTIONS_KEY)
+        if not isinstance(options, dict) or not (self._spec or options.get("up")):
+            return  # not of a launch, or of one that the Hub lost
+        self._store_launch({**options, "ended": True})
+        if self.launcher_url:
+            task = asyncio.create_task(self._notify(options["id"]), name=f"tell the end of {self._log_name}")
+            _notices.add(task)
+            task.add_done_callback(_notices.discard)
+
+    async def _notify(self, launch_id: str) -> None:
+        url = url_path_join(self.launcher_url, self.user.settings.get("base_url", "/"), self.launcher_path, "ended")
+        notice = Signer(self.signing_key).seal({"ended": launch_id})
+        tls = self._tls() if url.startswith("https") else None
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(_NOTICE_TIMEOUT)) as client,
+                client.post(url, headers={"Authorization": f"Sealed {notice}"}, ssl=tls or True) as response,
+            ):
+                response.raise_for_status()
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            self.log.info("The launcher at %s could not be told that %s has ended: %s", url, self._log_name, error)
+
+    def _tls(self) -> Any:
+        settings = self.user.settings
+        return make_ssl_context(
+            settings.get("internal_ssl_key"), settings.get("internal_ssl_cert"), cafile=settings.get("internal_ssl_ca")
+        )
 
     def _secrets(self) -> list[str]:
         """What must not be shown; found out once per start, since functions of the administrator's may be asked."""

@@ -111,8 +111,30 @@ def test_managed_service(tmp_path: Path):
     assert hub.spawner_class is LauncherLocalSpawner
     key = hub.config.LauncherSpawnerMixin.signing_key
     assert key == derive_key(service["api_token"]) == service["environment"]["JHLAUNCHER_SIGNING_KEY"]
-    # a new secret with each start of the Hub, unless one is given
-    assert services(read(tmp_path, INSTALL))["launcher"]["api_token"] != service["api_token"]
+    assert hub.config.LauncherSpawnerMixin.launcher_url == service["url"]
+
+
+def test_secret_outlives_the_hub(tmp_path: Path):
+    """What was launched before a restart must be recognised after it."""
+    first, again = (services(read(tmp_path, INSTALL))["launcher"]["api_token"] for _ in range(2))
+    assert first == again
+    assert Path("jhlauncher_secret").stat().st_mode & 0o777 == 0o600
+    unkept = INSTALL.replace('engine="local"', 'engine="local", secret_file=None')
+    first, again = (services(read(tmp_path, unkept))["launcher"]["api_token"] for _ in range(2))
+    assert first != again
+
+
+def test_secret_that_others_may_read_is_refused():
+    Path("jhlauncher_secret").write_text("x" * 64)
+    Path("jhlauncher_secret").chmod(0o644)
+    with pytest.raises(ValueError, match="chmod 600 jhlauncher_secret"):
+        install_launcher(Config(), engine="local")
+    Path("jhlauncher_secret").chmod(0o600)
+    Path("jhlauncher_secret").write_text("short")
+    with pytest.raises(ValueError, match="at least 32 characters"):
+        install_launcher(Config(), engine="local")
+    with pytest.raises(ValueError, match="secret_file=None"):
+        install_launcher(Config(), engine="local", secret_file="no/such/folder/secret")
 
 
 def test_external_service():

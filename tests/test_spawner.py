@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jupyterhub import orm
 from jupyterhub.spawner import SimpleLocalProcessSpawner
 from traitlets import Unicode
 
 from jhlauncher.engines.local import LauncherLocalSpawner
 from jhlauncher.failures import StartFailed
 from jhlauncher.models import LaunchSpec
+from jhlauncher.signing import Signer
 from jhlauncher.spawner import LauncherSpawnerMixin
 
 
@@ -85,9 +88,8 @@ def test_a_failed_spawner_that_is_started_again_is_as_it_was_configured():
 
 
 def local(tmp_path: Path, server: str = "", **traits: Any) -> LauncherLocalSpawner:
-    spawner = LauncherLocalSpawner(
-        user=user(), hub=hub(), root_dir=str(tmp_path), orm_spawner=SimpleNamespace(name=server, server=None), **traits
-    )
+    kept = orm.Spawner(name=server, started=datetime(2026, 1, 1))
+    spawner = LauncherLocalSpawner(user=user(), hub=hub(), root_dir=str(tmp_path), orm_spawner=kept, **traits)
     spawner._unlink_mounts()
     return spawner
 
@@ -142,3 +144,21 @@ def test_forged_options_are_not_marked_up(tmp_path: Path):
     spawner._take_launch()
     spawner.add_poll_callback(lambda: None)
     assert spawner.user_options == forged
+
+
+def test_launch_is_known_again_after_a_restart_of_the_hub(tmp_path: Path):
+    key = "k" * 32
+    before = local(tmp_path, signing_key=key)
+    launch = LaunchSpec(image="image:1")
+    before.user_options = {"launcher": Signer(key).sign("id1", "alice", "", launch)}
+    before._take_launch()
+    after = local(tmp_path, signing_key=key)
+    after.user_options = before.user_options
+    after.add_poll_callback(lambda: None)
+    assert after.user_options["launcher"]["up"] == Signer(key).mark("id1", "alice", "")
+    # what proves it is good for that one start
+    replayed = local(tmp_path, signing_key=key)
+    replayed.orm_spawner.started = datetime(2026, 1, 2)
+    replayed.user_options = before.user_options
+    replayed.add_poll_callback(lambda: None)
+    assert "up" not in replayed.user_options["launcher"]

@@ -88,7 +88,7 @@ class DockerLaunch(LauncherSpawnerMixin):
     def get_state(self) -> dict[str, Any]:
         """Remember that the container is a launch's, over a restart of the Hub, but no longer than it lives."""
         launched = {"launched": True} if self._launched and self.object_id else {}
-        return {**super().get_state(), **launched}  # type: ignore[misc]
+        return {**super().get_state(), **launched}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """A launch's container is removed with the server."""

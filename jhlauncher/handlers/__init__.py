@@ -5,6 +5,7 @@ from __future__ import annotations
 from tornado.web import RequestHandler
 
 from .containers import ContainersHandler
+from .ended import EndedHandler
 from .health import HealthHandler, IndexHandler, ReadyHandler
 from .launches import LaunchesHandler, LaunchEventsHandler, OneLaunchHandler
 
@@ -14,6 +15,7 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (r"launches/?", LaunchesHandler),
     (r"launches/([0-9a-f]{16})", OneLaunchHandler),
     (r"launches/([0-9a-f]{16})/events", LaunchEventsHandler),
+    (r"ended", EndedHandler),
     (r"health", HealthHandler),
     (r"ready", ReadyHandler),
 ]

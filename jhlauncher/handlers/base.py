@@ -27,6 +27,7 @@ from ..errors import (
 from ..hub import Hub
 from ..launcher import Launcher
 from ..models import Caller, ModelType, parse
+from ..signing import Signer
 from .streams import Keepalive
 
 Result = TypeVar("Result")
@@ -41,6 +42,7 @@ class Services:
 
     hub: Hub
     launcher: Launcher
+    signer: Signer
     prefix: str
     """The path below which everything answers."""
     service_name: str

@@ -1,0 +1,29 @@
+"""``ended``: the Hub's spawner tells that the server of a launch has stopped, whoever stopped it."""
+
+from __future__ import annotations
+
+from ..errors import Unauthenticated
+from ..signing import BadSignature
+from .base import BaseHandler
+
+_MAX_AGE = 300
+"""Seconds for which a notice is taken; after that the launcher has found out by itself."""
+
+
+class EndedHandler(BaseHandler):
+    """Takes notices that are sealed with the signing key, which only the Hub and this service have."""
+
+    needs_caller = False
+
+    async def post(self) -> None:
+        """Take one."""
+        kind, _, notice = self.request.headers.get("Authorization", "").partition(" ")
+        try:
+            content = self.services.signer.unseal(notice if kind == "Sealed" else "", _MAX_AGE)
+            launch = str(content["ended"])
+        except (BadSignature, TypeError, KeyError):
+            raise Unauthenticated("This is for the Hub's spawner only.") from None
+        await self.services.launcher.worker.server_ended(launch)
+        self.clear_header("Content-Type")
+        self.set_status(204)
+        await self.finish()
