@@ -255,10 +255,12 @@ class Hub(Transport):
         reply = await self._request("POST", _path(user, server), json=options, expected=range(400, 600), long=True)
         return StartReply(_outcome(reply.status, reply.message), reply.message, reply.retry_after)
 
-    async def stop_server(self, user: str, server: str) -> bool:
-        """Stop a server, or cancel its start. True when it has stopped, False while the Hub still works on it."""
-        reply = await self._request("DELETE", _path(user, server), expected=(404,), long=True)
-        return reply.status != 202
+    async def stop_server(self, user: str, server: str) -> None:
+        """Ask the Hub to stop a server, or to cancel its start; whether it has, is to be asked.
+
+        A busy Hub answers 500 to the cancel of a start that does not end at once, and then may go on with the start.
+        """
+        await self._request("DELETE", _path(user, server), expected=(404, 500), long=True)
 
     async def progress(self, user: str, server: str) -> AsyncGenerator[JsonObject, None]:
         """The Hub's events for a start, one connection long.

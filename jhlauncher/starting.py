@@ -38,8 +38,8 @@ class Launch:
     server: str
     spec: LaunchSpec
     id: str
-    unanswered: bool = False
-    """The Hub may still take up a start that was sent to it."""
+    request: asyncio.Task[StartReply] | None = None
+    """The start as it was sent to the Hub; until it is answered, the Hub may still take it up."""
 
 
 class Throttled(Exception):
@@ -136,25 +136,23 @@ class Starter(LoggingConfigurable):
         """
         options = self._signer.sign(launch.id, launch.user, launch.server, launch.spec)
         post = asyncio.create_task(self._hub.start_server(launch.user, launch.server, {OPTIONS_KEY: options}))
-        launch.unanswered = True
-        tasks: list[asyncio.Task[Any]] = [post]
+        launch.request = post
+        follow: asyncio.Task[ProgressEvent | None] | None = None
         final = None
         try:
-            await asyncio.wait(tasks, timeout=self.progress_delay)
+            await asyncio.wait([post], timeout=self.progress_delay)
             if not post.done():
                 follow = asyncio.create_task(self._follow(launch, report))
-                tasks.append(follow)
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([post, follow], return_when=asyncio.FIRST_COMPLETED)
                 # an acceptance leaves the rest to the events, anything else ends them
                 await asyncio.wait([follow if not follow.done() and _is_accepted(post) else post])
                 final = follow.result() if follow.done() else None
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            if follow:
+                follow.cancel()
+                await asyncio.wait([follow])
         try:
             reply = post.result()
-            launch.unanswered = False
             if reply.outcome == "ready":
                 return reply, _READY
             if reply.accepted and final and final.phase == "failed":

@@ -45,13 +45,15 @@ class Stopper(LoggingConfigurable):
     async def _stop_and_revoke(self, user: str, server: str) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                stopped = await self._hub.stop_server(user, server)
+                delay = 0.1
+                await self._hub.stop_server(user, server)
                 await self._hub.revoke_tokens(user, server)
-                delay = 0.5
-                while not stopped:  # the Hub has no event for it
+                # the Hub has no event for it, and of a start that was cancelled early it may keep an empty shell
+                while model := await self._hub.active_server(user, server):
                     await asyncio.sleep(delay)
                     delay = min(delay * 2, 5)
-                    stopped = await self._hub.active_server(user, server) is None
+                    if model["pending"] != "stop":
+                        await self._hub.stop_server(user, server)
         except TimeoutError:
             raise StopFailed(
                 f"{title_of(user, server)} has not stopped within {self._timeout:g} seconds; "

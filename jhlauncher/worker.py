@@ -61,6 +61,8 @@ class _Job:
         self.stopping = bool(record.stop_by)
         """Somebody wants it to end."""
         self.stop_seen = False
+        self.error: LauncherError | None = None
+        """Why it has failed."""
         self.reached = -1
         """Per cent of the latest event."""
         self.said = ""
@@ -186,7 +188,7 @@ class Worker(LoggingConfigurable):
 
     def _take_up(self, record: LaunchRecord, resumed: bool) -> None:
         job = self._jobs[record.id] = _Job(record, resumed)
-        job.task = asyncio.create_task(self._work_on(job), name=f"launch {record.id}")
+        job.task = asyncio.create_task(self._owned(job), name=f"launch {record.id}")
         job.task.add_done_callback(lambda task: self._done(record.id, task))
 
     def _done(self, launch: str, task: asyncio.Task[None]) -> None:
@@ -251,15 +253,20 @@ class Worker(LoggingConfigurable):
 
     # -- a launch
 
+    async def _owned(self, job: _Job) -> None:
+        """Work on a launch, and leave no request behind."""
+        try:
+            await self._work_on(job)
+        finally:
+            if job.launch.request:
+                job.launch.request.cancel()
+                await asyncio.gather(job.launch.request, return_exceptions=True)
+
     async def _work_on(self, job: _Job) -> None:
         """Bring a launch to where nothing is to be done, whatever is away meanwhile."""
         while True:
             try:
-                if job.record.state == "ready":
-                    return await self._end(job)
-                if job.stopping:
-                    return await self._cancel(job)
-                return await self._see_through(job)
+                return await self._step(job)
             except asyncio.CancelledError:
                 if self._closing or not job.stopping or job.stop_seen:
                     raise
@@ -270,15 +277,28 @@ class Worker(LoggingConfigurable):
                 job.resumed = True
                 await self._tell(job, AWAY)
                 await self._wait_for_hub()
+
+    async def _step(self, job: _Job) -> None:
+        """What is to be done about a launch."""
+        if job.record.state == "ready":
+            return await self._end(job)
+        if job.stopping:
+            return await self._cancel(job)
+        if not job.error:
+            try:
+                return await self._see_through(job)
+            except HubUnavailable:
+                raise
             except HubRefused as error:
-                if await self._is_accepted():
-                    return await self._fail(job, error)
-                return await self._let_go(job, error)
+                if not await self._is_accepted():
+                    return await self._let_go(job, error)
+                job.error = error
             except LauncherError as error:
-                return await self._fail(job, error)
+                job.error = error
             except Exception:
                 self.log.exception("Launch %s: a bug", job.record.id)
-                return await self._fail(job, LauncherError("The launcher has failed; its log tells why."))
+                job.error = LauncherError("The launcher has failed; its log tells why.")
+        return await self._fail(job, job.error)
 
     async def _see_through(self, job: _Job) -> None:
         """Start the server; the launch is ready or failed then, or waits again."""
@@ -288,6 +308,8 @@ class Worker(LoggingConfigurable):
             launch.spec = self._with_env(record)
             async with asyncio.timeout(self.start_timeout):
                 server = await self._starter.start(launch, lambda event: self._report(job, event), resumed=job.resumed)
+                if job.resumed:  # a token may have been made whose answer was lost
+                    await self._hub.revoke_tokens(launch.user, launch.server, launch.id)
                 expires = int(min(self.token_lifetime, record.lifetime or math.inf)) or 1
                 token = await self._hub.create_token(launch.user, launch.server, launch.id, expires)
         except Throttled as busy:
@@ -343,7 +365,7 @@ class Worker(LoggingConfigurable):
         self.log.warning("Launch %s: %s (%s)", job.record.id, error.message, error.reason)
         # whoever cancels at the Hub also stops: a second stop at the same time would make the Hub fail the first
         if not (isinstance(error, ServerConflict) or error.reason == "cancelled"):
-            await self._clean_up(job.launch)
+            await self._clean_up(job)
         state: State = "cancelled" if error.reason == "cancelled" else "failed"
         body = error.as_dict()
         await self._persist(lambda: self._store.change(job.record.id, state, body, owner=self.replica, error=body))
@@ -351,7 +373,7 @@ class Worker(LoggingConfigurable):
 
     async def _cancel(self, job: _Job) -> None:
         """Stop what there is of a start that somebody does not want any more."""
-        await self._clean_up(job.launch)
+        await self._clean_up(job)
         record = await self._persist(lambda: self._store.get(job.record.id))
         by = record.stop_by if record else None
         error = cancelled(job.launch).as_dict()
@@ -362,35 +384,44 @@ class Worker(LoggingConfigurable):
     async def _end(self, job: _Job) -> None:
         """Stop the server of a launch."""
         record = job.record
-        while True:
-            try:
-                server = await self._hub.active_server(record.username, record.server_name)
-                if server and is_ours(server, job.launch):
-                    await self._stopper.stop(record.username, record.server_name)
-                else:
-                    await self._hub.revoke_tokens(record.username, record.server_name, record.id)
-                break
-            except StopFailed as error:
-                self.log.warning("Launch %s: %s", record.id, error.message)
+        server = await self._hub.active_server(record.username, record.server_name)
+        if server and is_ours(server, job.launch):
+            await self._stop(job.launch)
+        else:
+            await self._hub.revoke_tokens(record.username, record.server_name, record.id)
         over = record.stop_by == LIFETIME
         data = {"message": "Its time was over" if over else "It was stopped", "by": record.stop_by}
         state: State = "expired" if over else "stopped"
         await self._persist(lambda: self._store.change(record.id, state, data, owner=self.replica))
 
-    async def _clean_up(self, launch: Launch) -> None:
-        """Stop what a launch has left, unless it is another's."""
+    async def _clean_up(self, job: _Job) -> None:
+        """Stop what a launch has left, unless it is another's; however long that takes."""
+        launch = job.launch
+        # a start that was sent may appear later: with its answer, or soon if somebody else waited for that
+        pending: asyncio.Task[Any] | None = launch.request
+        if pending is None and job.resumed:
+            pending = asyncio.create_task(asyncio.sleep(3))
         try:
-            for delay in (0, 1, 2):  # a start that was not answered may appear after we have given up
-                await asyncio.sleep(delay)
+            while True:
+                last = pending is None or pending.done()
                 server = await self._hub.active_server(launch.user, launch.server)
                 if server and is_ours(server, launch):
-                    return await self._stopper.stop(launch.user, launch.server)
-                if server or not launch.unanswered:
+                    return await self._stop(launch)
+                if server or last:
                     return None
+                if pending:
+                    await asyncio.wait([pending], timeout=1)
         except HubUnavailable:
             raise
         except LauncherError as error:
-            self.log.error("Launch %s failed and may have left a server: %s", launch.id, error.message)
+            self.log.error("Launch %s has ended and may have left a server: %s", launch.id, error.message)
+
+    async def _stop(self, launch: Launch) -> None:
+        while True:
+            try:
+                return await self._stopper.stop(launch.user, launch.server)
+            except StopFailed as error:
+                self.log.warning("Launch %s: %s", launch.id, error.message)
 
     # -- telling
 

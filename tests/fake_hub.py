@@ -34,6 +34,7 @@ class Misbehaviour(Enum):
     BREAKS_STREAMS = auto()  # each progress stream is cut after every new event
     IGNORES_OPTIONS = auto()  # the spawner has no mixin
     SLOW_TO_STOP = auto()  # 202 on DELETE, and the server takes a while
+    GOES_ON_AFTER_CANCEL = auto()  # 500 on DELETE of a start that does not end at once, which then goes on
     REFUSES_TOKENS = auto()  # 400 when a token is to be minted
 
 
@@ -277,6 +278,12 @@ class _Server(_Handler):
         server = self.hub.servers.get((user, name))
         if server is None:
             raise HTTPError(404)
+        if not server.active:
+            return self.reply(204)
+        if server.pending == "spawn" and Misbehaviour.GOES_ON_AFTER_CANCEL in self.hub.misbehaviours:
+            self.hub.misbehaviours.remove(Misbehaviour.GOES_ON_AFTER_CANCEL)
+            server.finish()
+            raise HTTPError(500, f"{user} pending spawn")
         if server.pending == "spawn":
             # as the real one: for a second after a cancel, events and model say that the server is ready
             server.pending, server.ready = None, True

@@ -129,25 +129,33 @@ class RealHub:
         """What runs the Hub, in its folder."""
         return [sys.executable, "-m", "jupyterhub", "--config", "jupyterhub_config.py"]
 
-    @contextmanager
-    def running(self) -> Iterator[RealHub]:
-        """The Hub's process, up and with its launcher ready."""
+    def start(self) -> None:
+        """Start the Hub's process, and wait until its launcher is ready."""
         log = self.folder / "hub.log"
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         with log.open("ab") as output:
-            process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 self.command(),
                 cwd=self.folder,
                 stdout=output,
                 stderr=output,
                 env={**os.environ, "PATH": path, **self.environment},
             )
+        self._wait(self.process, log)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End the process; it stops its servers unless it is killed."""
+        self.process.send_signal(how)
+        self.process.wait(60)
+
+    @contextmanager
+    def running(self) -> Iterator[RealHub]:
+        """The Hub, up and with its launcher ready."""
         try:
-            self._wait(process, log)
+            self.start()
             yield self
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            self.stop()
 
     def _wait(self, process: subprocess.Popen[bytes], log: Path) -> None:
         deadline = time.monotonic() + 60

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from jhlauncher import sse
 from tests.conftest import Service, running_service, until
-from tests.fake_hub import PLATFORM_TOKEN, FakeHub
+from tests.fake_hub import PLATFORM_TOKEN, FakeHub, Misbehaviour
 
 pytestmark = pytest.mark.asyncio
 
@@ -199,6 +199,15 @@ async def test_cancel_while_starting(service: Service):
     assert (cancelled["state"], cancelled["error"]["reason"]) == ("cancelled", "cancelled")
     assert not service.hub.servers["alice", ""].active
     assert not service.hub.tokens
+
+
+async def test_cancel_that_a_busy_hub_does_not_manage_is_asked_for_again(service: Service):
+    service.hub.auto_finish = False
+    service.hub.misbehaviours.add(Misbehaviour.GOES_ON_AFTER_CANCEL)
+    launch = await accepted(service)
+    await service.hub.starting.wait()
+    assert (await service.request("DELETE", f"launches/{launch['id']}?wait=20"))[0] == 204
+    assert not service.hub.servers["alice", ""].active
 
 
 async def test_queue_with_positions(hub: FakeHub, database_url: str):

@@ -1,0 +1,122 @@
+"""Whatever dies in between: every accepted launch reaches a stated end, and the Hub agrees."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults import Client, LauncherProcess, check_accounts, hub_with_light_servers, starts
+from tests.postgres import Postgres
+from tests.real_hub import RealHub
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.real_hub]
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[RealHub]:
+    with hub_with_light_servers(tmp_path).running() as hub:
+        yield hub
+
+
+@asynccontextmanager
+async def running(*launchers: LauncherProcess) -> AsyncIterator[Client]:
+    client = Client(launchers[0].hub, *(launcher.url for launcher in launchers))
+    try:
+        for launcher in launchers:
+            launcher.start()
+        yield client
+    finally:
+        await client.close()
+        for launcher in launchers:
+            launcher.stop()
+
+
+async def see_through(client: Client, users: list[str], ended: list[str]) -> dict[str, Any]:
+    """Launch for all users, end some of it at some moment, and have all settled."""
+
+    async def one(user: str) -> Any:
+        launch = await client.launch(user)
+        if user in ended:
+            await asyncio.sleep(random.uniform(0, 5))
+            await client.end(launch)
+        return await client.settled(launch)
+
+    return dict(zip(users, await asyncio.gather(*map(one, users)), strict=True))
+
+
+def names(count: int) -> tuple[list[str], list[str]]:
+    """Users, and those of them whose launches are ended by somebody."""
+    users = [f"user{n:03}" for n in range(count)]
+    return users, users[::5]
+
+
+async def test_launcher_killed_twenty_times(hub: RealHub, database_url: str):
+    launcher = LauncherProcess(hub, database_url)
+    users, ended = names(100)
+    async with running(launcher) as client:
+        work = asyncio.create_task(see_through(client, users, ended))
+        for _ in range(20):
+            await client.request("GET", "health")
+            await asyncio.sleep(random.uniform(0, 0.7))
+            launcher.stop(signal.SIGKILL)
+            launcher.start()
+        launches = await work
+        counts = await check_accounts(hub, launches)
+    assert counts["ready"] == 80, counts
+    assert counts["cancelled"] + counts["stopped"] == 20
+    started = [user for user, _ in starts(hub)]
+    assert len(started) == len(set(started)), "a server was started twice"
+
+
+async def test_hub_killed_in_the_middle(hub: RealHub, database_url: str):
+    users, ended = names(50)
+    async with running(LauncherProcess(hub, database_url)) as client:
+        work = asyncio.create_task(see_through(client, users, ended))
+        await some_are_starting(client)
+        hub.stop(signal.SIGKILL)
+        await asyncio.to_thread(hub.start)
+        counts = await check_accounts(hub, await work)
+    assert counts["ready"] == 40, counts
+    assert counts["cancelled"] + counts["stopped"] == 10
+
+
+async def test_database_restarted_in_the_middle(hub: RealHub, postgres: Postgres):
+    users, ended = names(50)
+    async with running(LauncherProcess(hub, postgres.database())) as client:
+        work = asyncio.create_task(see_through(client, users, ended))
+        await some_are_starting(client)
+        postgres.stop(signal.SIGQUIT)
+        postgres.start()
+        counts = await check_accounts(hub, await work)
+    assert counts["ready"] == 40, counts
+    started = [user for user, _ in starts(hub)]
+    assert len(started) == len(set(started)), "a server was started twice"
+
+
+async def test_one_of_two_replicas_killed(hub: RealHub, postgres: Postgres):
+    users, ended = names(50)
+    url, settings = postgres.database(), "c.Store.lease_timeout = 3\n"
+    one, two = (LauncherProcess(hub, url, name, settings) for name in ("one", "two"))
+    async with running(one, two) as client:
+        work = asyncio.create_task(see_through(client, users, ended))
+        await some_are_starting(client)
+        one.stop(signal.SIGKILL)
+        counts = await check_accounts(hub, await work)
+    assert counts["ready"] == 40, counts
+    assert counts["cancelled"] + counts["stopped"] == 10
+    started = [user for user, _ in starts(hub)]
+    assert len(started) == len(set(started)), "a server was started twice"
+
+
+async def some_are_starting(client: Client) -> None:
+    while True:
+        _, page = await client.request("GET", "launches?state=starting")
+        if len(page["items"]) >= 5:
+            return
