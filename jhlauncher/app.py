@@ -25,12 +25,14 @@ from traitlets.config import Application, Configurable
 
 from . import environment
 from ._version import __version__
+from .audit import Audit
 from .database import Database
 from .feed import Feed
 from .handlers import ROUTES
 from .handlers.base import NotFoundHandler, Services
 from .hub import Hub
 from .launcher import Launcher
+from .metrics import Metrics
 from .policy import Policy
 from .progress import Progress
 from .queue import Pace, StartBound
@@ -111,6 +113,10 @@ class LauncherApp(Application):
         config=True
     )
 
+    authenticate_prometheus = Bool(
+        True, help="Whether `metrics` is only for callers with the scope read:metrics, as JupyterHub's own."
+    ).tag(config=True)
+
     # -- settings
 
     @default("log_level")
@@ -189,6 +195,9 @@ class LauncherApp(Application):
         self.database = Database(parent=self)
         self.database.validate_settings()
         store = Store(parent=self, database=self.database)
+        metrics, audit = Metrics(), Audit(parent=self)
+        self.hub.observers.append(metrics.hub_request)
+        store.observers += [metrics.changed, audit.changed]
         bound, pace = StartBound(parent=self), Pace()
         feed = Feed(parent=self, store=store, bound=bound, pace=pace)
         self.progress = Progress(parent=self, hub=self.hub)
@@ -203,11 +212,16 @@ class LauncherApp(Application):
             bound=bound,
             pace=pace,
             signer=signer,
+            measure=metrics.phase,
         )
         self.services = Services(
             hub=self.hub,
             launcher=launcher,
             signer=signer,
+            store=store,
+            bound=bound,
+            metrics=metrics,
+            authenticate_prometheus=self.authenticate_prometheus,
             prefix=self.prefix,
             service_name=self.service_name,
             public_url=self.public_url,

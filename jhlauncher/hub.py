@@ -277,6 +277,7 @@ class Hub(Transport):
         opened = False
         try:
             async with self._long.get(url, headers={"Accept": "text/event-stream"}, timeout=timeout) as response:
+                self.observed("GET", response.status)
                 if response.status in (400, 404):
                     raise NotStarting
                 await self._raise_for_unexpected(response, ())

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import os
+import random
 import secrets
 import socket
 import sys
@@ -198,11 +199,17 @@ def _with_roles(roles: list[dict[str, Any]], ours: dict[str, Any]) -> list[dict[
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A port of 127.0.0.1 that nobody listens on now.
+
+    Not one that the system gives to outgoing connections (from 32768 on, on Linux): those might take it before the
+    service listens, or while it is restarted.
+    """
+    for port in random.sample(range(20_000, 32_768), 1000):
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port from 20000 to 32767 is free")
 
 
 def _mixed(spawner_class: type | str) -> type:

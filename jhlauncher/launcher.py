@@ -102,6 +102,7 @@ class Launcher(LoggingConfigurable):
         bound: StartBound,
         pace: Pace,
         signer: Signer,
+        measure: Callable[[str, float], None],
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -123,6 +124,7 @@ class Launcher(LoggingConfigurable):
             signer=signer,
             start_timeout=self.start_timeout,
             token_lifetime=self.token_lifetime,
+            measure=measure,
         )
 
     async def start(self) -> None:

@@ -10,7 +10,7 @@ others take over its work (`take_over`), and what it then still writes is ignore
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -62,6 +62,12 @@ class Store(LoggingConfigurable):
     def __init__(self, database: Database, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.database = database
+        self.observers: list[Callable[[LaunchRecord], None]] = []
+        """Called with each launch that this process has brought into a new state."""
+
+    def _observed(self, record: LaunchRecord | None) -> None:
+        for observer in self.observers if record else ():
+            observer(record)  # type: ignore[arg-type]
 
     # -- accepting
 
@@ -114,6 +120,8 @@ class Store(LoggingConfigurable):
         results, added = await self.database.write(work, alone=True)
         if added:
             self.database.tell(QUEUE)
+        for record in added:
+            self._observed(record)
         return results
 
     async def _add_one(
@@ -173,9 +181,10 @@ class Store(LoggingConfigurable):
 
         """
 
-        async def work(connection: AsyncConnection) -> list[str]:
+        async def work(connection: AsyncConnection) -> list[LaunchRecord]:
             slots = most - await queries.count(connection, launches.c.state == "starting")
             chosen: list[LaunchRecord] = []
+            started: list[LaunchRecord] = []
             blocked: set[str] = set()
             seen: set[str] = set()
             while len(chosen) < slots:
@@ -189,16 +198,18 @@ class Store(LoggingConfigurable):
                     elif len(chosen) < slots:
                         chosen.append(record)
                         queries.add_usage(used, record)
-                        await self._change(connection, record, "starting", STARTING, owner=owner, started=time.time())
+                        values = {"owner": owner, "started": time.time()}
+                        started.append(await self._change(connection, record, "starting", STARTING, **values))
                 if not page:
                     break
-            topics = [MOVED, *(record.id for record in chosen)] if chosen else []
-            await self.database.notify(connection, *topics)
-            return topics
+            await self.database.notify(connection, *_moved(started))
+            return started
 
-        changed = await self.database.write(work, alone=True) if most > 0 else []
-        self.database.tell(*changed)
-        return await self.owned(owner), set(changed[1:])
+        started = await self.database.write(work, alone=True) if most > 0 else []
+        self.database.tell(*_moved(started))
+        for record in started:
+            self._observed(record)
+        return await self.owned(owner), {record.id for record in started}
 
     async def owned(self, owner: str) -> list[LaunchRecord]:
         """What a replica works on."""
@@ -291,17 +302,19 @@ class Store(LoggingConfigurable):
         """
         free: dict[str, Any] = {"owner": None} if release else {}
 
-        async def work(connection: AsyncConnection) -> LaunchRecord | None:
+        async def work(connection: AsyncConnection) -> tuple[LaunchRecord | None, bool]:
             record = await queries.one(connection, launches.c.id == launch)
             if record is None or (record.state in unless and record.state != to) or owner not in (None, record.owner):
-                return None
-            if record.state != to:
+                return None, False
+            new = record.state != to
+            if new:
                 record = await self._change(connection, record, to, data, **values, **free)
                 await self.database.notify(connection, launch, QUEUE)
-            return record
+            return record, new
 
-        record = await self.database.write(work, alone=True)
+        record, new = await self.database.write(work, alone=True)
         self.database.tell(launch, QUEUE)
+        self._observed(record if new else None)
         return record
 
     async def _change(
@@ -368,8 +381,11 @@ class Store(LoggingConfigurable):
             await self.database.notify(connection, launch, QUEUE, STOP + launch)
             return record
 
+        before = await self.get(launch)
         record = await self.database.write(work, alone=True)
         self.database.tell(launch, QUEUE, STOP + launch)
+        if record and before and record.state != before.state:
+            self._observed(record)
         return record
 
     async def warn(self, launch: str, end: float) -> None:
@@ -519,6 +535,11 @@ class Store(LoggingConfigurable):
             return (await connection.execute(launches.delete().where(old))).rowcount
 
         return await self.database.write(work)
+
+
+def _moved(started: list[LaunchRecord]) -> list[str]:
+    """The topics of launches that have their turn."""
+    return [MOVED, *(record.id for record in started)] if started else []
 
 
 def no_room(limit: Limit, used: queries.Usage) -> LimitReached:

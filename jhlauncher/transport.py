@@ -144,6 +144,13 @@ class Transport(LoggingConfigurable):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._closing = AsyncExitStack()
+        self.observers: list[Callable[[str, str], None]] = []
+        """Called with the method and the status of each request; "error" if there was no answer."""
+
+    def observed(self, method: str, code: int | str) -> None:
+        """A request has been made."""
+        for observer in self.observers:
+            observer(method, str(code))
 
     async def start(self) -> None:
         """Make the client; no request is sent."""
@@ -236,11 +243,14 @@ class Transport(LoggingConfigurable):
             async with session.request(
                 method, self._base + path, json=json, timeout=timeout, headers={"Accept": accept}
             ) as response:
+                self.observed(method, response.status)
                 await self._raise_for_unexpected(response, expected)
                 return Reply(response.status, await _json(response), _seconds(response.headers.get("Retry-After")))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            self.observed(method, "error")
             raise HubUnavailable(f"JupyterHub can't be reached ({method} {path}).") from error
         except (aiohttp.ClientError, TimeoutError) as error:
+            self.observed(method, "error")
             raise AnswerLost(f"JupyterHub does not answer ({method} {path}).") from error
 
     async def _raise_for_unexpected(self, response: aiohttp.ClientResponse, expected: tuple[int, ...] | range) -> None:

@@ -66,6 +66,8 @@ class _Job:
         self.reached = -1
         """Per cent of the latest event."""
         self.said = ""
+        self.phase = ""
+        self.since = 0.0
 
 
 class Worker(LoggingConfigurable):
@@ -96,6 +98,7 @@ class Worker(LoggingConfigurable):
         *,
         start_timeout: float,
         token_lifetime: int,
+        measure: Callable[[str, float], None],
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -109,6 +112,7 @@ class Worker(LoggingConfigurable):
         self._signer = signer
         self.start_timeout = start_timeout
         self.token_lifetime = token_lifetime
+        self._measure = measure
         self.replica = new_id()
         self._jobs: dict[str, _Job] = {}
         self._wake = asyncio.Event()
@@ -319,6 +323,7 @@ class Worker(LoggingConfigurable):
             text = f"{title} was not ready within {self.start_timeout:g} seconds; what this launch started is stopped."
             raise LaunchFailed(text, reason="timeout") from None
         self._pace.add(time.monotonic() - begun)
+        self._enter(job, "")
         await self._persist(lambda: self._ready(job, server["url"], server.get("full_url"), token, expires))
         return None
 
@@ -430,7 +435,15 @@ class Worker(LoggingConfigurable):
         if event.progress < job.reached or (event.progress == job.reached and event.message == job.said):
             return
         job.reached, job.said = event.progress, event.message
+        self._enter(job, event.phase)
         await self._persist(lambda: self._store.append(self.replica, job.record.id, "progress", event.model_dump()))
+
+    def _enter(self, job: _Job, phase: str) -> None:
+        """Measure how long a start is in each of its phases."""
+        if phase != job.phase:
+            if job.phase:
+                self._measure(job.phase, time.monotonic() - job.since)
+            job.phase, job.since = phase, time.monotonic()
 
     async def _tell(self, job: _Job, message: str) -> None:
         await self._report(job, ProgressEvent(progress=max(0, job.reached), message=message))

@@ -8,6 +8,7 @@ from .containers import ContainersHandler
 from .ended import EndedHandler
 from .health import HealthHandler, IndexHandler, ReadyHandler
 from .launches import LaunchesHandler, LaunchEventsHandler, OneLaunchHandler
+from .metrics import MetricsHandler
 
 ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (r"", IndexHandler),
@@ -17,6 +18,7 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (r"launches/([0-9a-f]{16})/events", LaunchEventsHandler),
     (r"ended", EndedHandler),
     (r"health", HealthHandler),
+    (r"metrics", MetricsHandler),
     (r"ready", ReadyHandler),
 ]
 """Patterns below the service's prefix."""

@@ -26,8 +26,11 @@ from ..errors import (
 )
 from ..hub import Hub
 from ..launcher import Launcher
+from ..metrics import Metrics
 from ..models import Caller, ModelType, parse
+from ..queue import StartBound
 from ..signing import Signer
+from ..store import Store
 from .streams import Keepalive
 
 Result = TypeVar("Result")
@@ -43,6 +46,11 @@ class Services:
     hub: Hub
     launcher: Launcher
     signer: Signer
+    store: Store
+    bound: StartBound
+    metrics: Metrics
+    authenticate_prometheus: bool
+    """Whether `metrics` needs the scope read:metrics."""
     prefix: str
     """The path below which everything answers."""
     service_name: str
@@ -124,17 +132,26 @@ class BaseHandler(RequestHandler):
         if not self._answers_to(str(self.request.method)):
             raise MethodNotAllowed(f"This resource does not answer to {self.request.method}.")
         if self.needs_caller:
-            self.caller = await self._authenticate()
+            self.caller = await self._admitted()
         self._reads_body = True
 
     def _answers_to(self, method: str) -> bool:
         return getattr(type(self), method.lower(), None) is not getattr(RequestHandler, method.lower(), None)
 
-    async def _authenticate(self) -> Caller:
+    async def authenticate(self) -> Caller:
+        """Who calls.
+
+        Raises:
+            Unauthenticated: nobody whom the Hub knows.
+
+        """
         match = _AUTHORIZATION.fullmatch(self.request.headers.get("Authorization", ""))
         if not match:
             raise Unauthenticated("Send a JupyterHub token: `Authorization: token ...`.")
-        caller = await self.services.hub.identify(match[1])
+        return await self.services.hub.identify(match[1])
+
+    async def _admitted(self) -> Caller:
+        caller = await self.authenticate()
         access = "access:services"
         if caller.scopes.isdisjoint({access, f"{access}!service={self.services.service_name}"}):
             needs = f"{access}!service={self.services.service_name}"
