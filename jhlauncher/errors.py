@@ -11,6 +11,7 @@
     │   ├── NotFound             404  no such server, user or resource
     │   ├── ServerConflict       409  the server is running, starting or stopping already
     │   ├── KeyReused            422  the Idempotency-Key was used for another request
+    │   ├── BatchRefused         400  one of the launches of a batch can't be accepted, and all are wanted
     │   ├── LimitReached         429  a limit of the policy leaves no room for it now
     │   └── MethodNotAllowed     405
     ├── Temporary                the same request may work later (503)
@@ -135,6 +136,12 @@ class LimitReached(CallerError):
 
     status = 429
     reason = "limit_reached"
+
+
+class BatchRefused(CallerError):
+    """A batch of which all or none is wanted has launches that can't be accepted; ``details["items"]`` says why."""
+
+    reason = "batch_refused"
 
 
 class Temporary(LauncherError):

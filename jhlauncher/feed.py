@@ -16,8 +16,8 @@ from traitlets.config import LoggingConfigurable
 from .bell import Bell
 from .errors import NotFound, StoreUnavailable
 from .queue import Line, Pace, StartBound
-from .records import LaunchEvent
-from .store import MOVED, QUEUE, Store
+from .records import BatchEvent, LaunchEvent
+from .store import BATCH, MOVED, QUEUE, Store
 
 
 class _Listeners:
@@ -90,6 +90,25 @@ class Feed(LoggingConfigurable):
             if not listeners.number:
                 self._listeners.pop(launch, None)
                 self._line.told.pop(launch, None)
+
+    async def follow_batch(self, batch: str, after: int = 0) -> AsyncGenerator[BatchEvent, None]:
+        """To which states the launches of a batch came after the event with that number, until all have ended."""
+        listeners = self._listeners.setdefault(BATCH + batch, _Listeners())
+        listeners.number += 1
+        try:
+            while True:
+                rung = listeners.bell.listen()
+                with contextlib.suppress(StoreUnavailable):
+                    for event in await self._store.batch_events(batch, after):
+                        yield event
+                        after = event.seq
+                    if all(record.final for record in await self._store.launches_of(batch)):
+                        return
+                await rung.wait()
+        finally:
+            listeners.number -= 1
+            if not listeners.number:
+                self._listeners.pop(BATCH + batch, None)
 
     async def _kept(self, launch: str, after: int) -> list[LaunchEvent]:
         while True:

@@ -26,6 +26,7 @@ from traitlets.config import LoggingConfigurable
 
 from . import environment
 from .errors import (
+    CallerError,
     Forbidden,
     InvalidRequest,
     LauncherError,
@@ -37,10 +38,11 @@ from .errors import (
 )
 from .feed import Feed
 from .hub import Hub, JsonObject
-from .models import Caller, Launched, LaunchRequest, ProgressEvent
+from .models import BatchRequest, Caller, Launched, LaunchRequest, ProgressEvent
 from .policy import Decision, Policy
 from .queue import Pace, StartBound
-from .records import LaunchEvent, LaunchRecord, Limit
+from .records import BatchEvent, BatchRecord, LaunchEvent, LaunchRecord, Limit
+from .rules import Rule, Template
 from .signing import Signer
 from .starting import Starter, name_of, stopping, title_of
 from .stopping import Stopper
@@ -62,6 +64,17 @@ class _Target:
     groups: frozenset[str] = frozenset()
     known: bool = False
     """The Hub is known to have this user."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller may ask for."""
+
+    rule: Rule
+    """The one that decides."""
+    templates: dict[str, Template]
+    limits: list[dict[str, Any]]
+    """With what is used of each."""
 
 
 class Launcher(LoggingConfigurable):
@@ -221,6 +234,19 @@ class Launcher(LoggingConfigurable):
         if obstacle:
             return {**plan, "error": obstacle.as_dict()}
         return {**plan, "position": place, "estimate": self._feed.estimate(place)}
+
+    async def options(self, caller: Caller, user: str, server: str) -> Options:
+        """What a caller may ask for this server.
+
+        Raises:
+            Forbidden: the caller's scopes do not reach the server.
+            PolicyDenied: no rule is for the caller.
+
+        """
+        target = await self._target(caller, user, server, START, self._policy.needs_groups)
+        rule = self._policy.rule_for(caller, target.user, target.groups)
+        limits = await self._limits(rule.limits_for(target.user, target.groups))
+        return Options(rule, self._policy.templates_for(rule), limits)
 
     async def _limits(self, limits: list[Limit]) -> list[dict[str, Any]]:
         """Limits, with what is used of each."""
@@ -417,6 +443,58 @@ class Launcher(LoggingConfigurable):
         with contextlib.suppress(Forbidden):
             return (await self._target(caller, record.username, record.server_name, scopes)).user == record.username
         return False
+
+    # -- batches
+
+    async def submit_batch(self, caller: Caller, request: BatchRequest, key: str | None = None) -> BatchRecord:
+        """Accept many launches in one.
+
+        Raises:
+            BatchRefused: all or none were wanted, and one can't be accepted.
+            KeyReused: the key was for another request.
+
+        """
+        batch = BatchRecord(
+            caller=caller.label,
+            request=self._signer.fingerprint(request.model_dump(mode="json")),
+            idempotency_key=key,
+        )
+        asked = await asyncio.gather(*(self._asked(caller, one, batch.id) for one in request.launches))
+        return await self._store.add_batch(batch, asked, all_or_none=request.mode == "all")
+
+    async def _asked(self, caller: Caller, request: LaunchRequest, batch: str) -> LaunchRecord | LauncherError:
+        try:
+            return replace(await self._prepared(caller, request, None, None), batch=batch)
+        except CallerError as error:
+            return error
+
+    async def get_batch(self, caller: Caller, batch: str) -> tuple[BatchRecord, dict[str, LaunchRecord]]:
+        """A batch of the caller's, and its launches by id.
+
+        Raises:
+            NotFound: there is none.
+
+        """
+        record = await self._store.batch(batch)
+        if not record or (record.caller != caller.label and caller.scopes.isdisjoint(READ)):
+            raise NotFound("There is no such batch.", reason="batch_not_found")
+        return record, {launch.id: launch for launch in await self._store.launches_of(batch)}
+
+    def follow_batch(self, batch: str, after: int = 0) -> AsyncGenerator[BatchEvent, None]:
+        """To which states its launches come, until all have ended."""
+        return self._feed.follow_batch(batch, after)
+
+    async def end_batch(self, caller: Caller, batch: str) -> bool:
+        """End all launches of a batch; whether all have ended.
+
+        Raises:
+            NotFound: there is no such batch.
+            Forbidden: the caller may not stop one of its servers; those before it are being ended.
+
+        """
+        _, found = await self.get_batch(caller, batch)
+        ended = [await self.end(caller, launch) for launch in found]
+        return all(record.final for record in ended)
 
     # -- servers
 

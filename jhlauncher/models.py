@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -142,19 +143,50 @@ def _none_as_empty(value: Any) -> Any:
     return "" if value is None else value
 
 
-UserName = Annotated[str, AfterValidator(_user_name)]
-ServerName = Annotated[str, AfterValidator(_any_server_name), BeforeValidator(_none_as_empty)]
-NewServerName = Annotated[str, AfterValidator(_new_server_name), BeforeValidator(_none_as_empty)]
-Image = Annotated[str, AfterValidator(_image)]
-VolumeName = Annotated[str, AfterValidator(_volume_name)]
-MountPath = Annotated[str, AfterValidator(_mount_path)]
-SubPath = Annotated[str, AfterValidator(_subpath), BeforeValidator(_none_as_empty)]
-Environment = dict[Annotated[str, AfterValidator(_env_name)], Annotated[str, AfterValidator(_env_value)]]
+def _text(pattern: str, most: int, *, null: bool = False) -> WithJsonSchema:
+    """What the validators accept, as JSON Schema; they are a little stricter."""
+    schema: dict[str, Any] = {"type": ["string", "null"] if null else "string", "pattern": pattern, "maxLength": most}
+    return WithJsonSchema(schema)
+
+
+_PATH = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
+UserName = Annotated[str, AfterValidator(_user_name), _text(r"^[^\s/\p{C}.]([^/\p{C}]*[^\s/\p{C}])?$", 255)]
+ServerName = Annotated[
+    str, AfterValidator(_any_server_name), BeforeValidator(_none_as_empty), _text(r"^([^/.\p{C}][^/\p{C}]*)?$", 255)
+]
+NewServerName = Annotated[
+    str,
+    AfterValidator(_new_server_name),
+    BeforeValidator(_none_as_empty),
+    _text(r"^([a-z][a-z0-9]*(-[a-z0-9]+)*)?$", 30, null=True),
+]
+Image = Annotated[str, AfterValidator(_image), _text(f"^{_IMAGE.pattern}$", 512)]
+VolumeName = Annotated[str, AfterValidator(_volume_name), _text(f"^{_VOLUME.pattern}$", 253)]
+MountPath = Annotated[str, AfterValidator(_mount_path), _text(f"^/(?!(proc|sys|dev)(/|$)){_PATH}(/{_PATH})*/?$", 4096)]
+SubPath = Annotated[
+    str, AfterValidator(_subpath), BeforeValidator(_none_as_empty), _text(f"^({_PATH}(/{_PATH})*)?$", 4096, null=True)
+]
+EnvName = Annotated[
+    str, AfterValidator(_env_name), _text(r"^(?!JUPYTERHUB_|JPY_|LD_|PYTHON|PATH$)[A-Za-z_][A-Za-z0-9_]*$", 255)
+]
+Environment = dict[EnvName, Annotated[str, AfterValidator(_env_value), _text(r"^[^\x00]*$", MAX_ENV_BYTES)]]
 Cores = Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
 Devices = Annotated[int, Field(ge=0, le=1000)]
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
 TemplateName = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
-ByteSize = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+ByteSize = Annotated[
+    int,
+    BeforeValidator(parse_bytes),
+    Field(gt=0),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "exclusiveMinimum": 0},
+                {"type": "string", "pattern": r"^[1-9][0-9]{0,5}(\.[0-9]{1,3})?[KMGT]?(i|iB|B)?$"},
+            ]
+        }
+    ),
+]
 """``1073741824`` or ``"1G"``, as `parse_bytes` reads them."""
 
 

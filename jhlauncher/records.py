@@ -128,3 +128,30 @@ class LaunchRecord:
 
         spec = self.spec
         return {"servers": 1, "cpu": most(spec.cpu), "memory": most(spec.memory), "gpu": most(spec.gpu)}
+
+
+class BatchEvent(NamedTuple):
+    """A launch of a batch came to another state."""
+
+    seq: int
+    """Rises over all launches."""
+    time: float
+    launch: str
+    username: str
+    server_name: str
+    name: State
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchRecord:
+    """What is kept of one request for many launches."""
+
+    caller: str
+    request: str
+    """A keyed hash of what was asked."""
+    idempotency_key: str | None = None
+    id: str = field(default_factory=new_id)
+    created: float = field(default_factory=time.time)
+    items: list[dict[str, Any]] = field(default_factory=list)
+    """For each that was asked for, in order: ``{"launch": id}`` or ``{"error": ...}``."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,9 +21,9 @@ from traitlets.config import LoggingConfigurable
 
 from . import queries
 from .database import Database
-from .errors import KeyReused, LauncherError, LimitReached, QueueFull, ServerConflict
-from .records import ACTIVE, FINAL, LaunchEvent, LaunchRecord, Limit, State
-from .tables import events, keys, launches, replicas
+from .errors import BatchRefused, KeyReused, LauncherError, LimitReached, QueueFull, ServerConflict
+from .records import ACTIVE, FINAL, BatchEvent, BatchRecord, LaunchEvent, LaunchRecord, Limit, State
+from .tables import batches, events, keys, launches, replicas
 
 QUEUE = "queue"
 """The topic of changes that may let another launch start."""
@@ -35,6 +35,11 @@ STOP = "stop "
 
 _WAITS = launches.c.state == "queued"
 STARTING = {"message": "It is its turn"}
+Added = list[tuple[LaunchRecord, bool] | LauncherError]
+"""For each launch: as it is kept, and whether it is new; or why it is not."""
+
+BATCH = "batch "
+"""The topic of a batch of which a launch came to another state: this and its id."""
 _RUNNING = ("starting", "ready")
 
 
@@ -66,6 +71,8 @@ class Store(LoggingConfigurable):
         """Called with each launch that this process has brought into a new state."""
 
     def _observed(self, record: LaunchRecord | None) -> None:
+        if record and record.batch:
+            self.database.tell(BATCH + record.batch)
         for observer in self.observers if record else ():
             observer(record)  # type: ignore[arg-type]
 
@@ -86,9 +93,7 @@ class Store(LoggingConfigurable):
             raise result
         return result
 
-    async def add_all(
-        self, records: Sequence[LaunchRecord], *, all_or_none: bool = False
-    ) -> list[tuple[LaunchRecord, bool] | LauncherError]:
+    async def add_all(self, records: Sequence[LaunchRecord], *, all_or_none: bool = False) -> Added:
         """`add` for many at once: for each what `add` returns or raises.
 
         Args:
@@ -97,32 +102,99 @@ class Store(LoggingConfigurable):
 
         """
 
-        async def work(
-            connection: AsyncConnection,
-        ) -> tuple[list[tuple[LaunchRecord, bool] | LauncherError], list[LaunchRecord]]:
-            savepoint = await connection.begin_nested()
-            results: list[tuple[LaunchRecord, bool] | LauncherError] = []
-            waiting = await queries.count(connection, _WAITS)
-            for record in records:
-                try:
-                    results.append(await self._add_one(connection, record, waiting))
-                    waiting += results[-1][1]  # type: ignore[index]
-                except LauncherError as error:
-                    results.append(error)
-            if all_or_none and any(isinstance(result, LauncherError) for result in results):
-                await savepoint.rollback()
-                return results, []
-            added = [result[0] for result in results if not isinstance(result, LauncherError) and result[1]]
-            if added:
-                await self.database.notify(connection, QUEUE)
-            return results, added
+        async def work(connection: AsyncConnection) -> Added:
+            results = await self._add_many(connection, records, all_or_none)
+            await self.database.notify(connection, QUEUE)
+            return results
 
-        results, added = await self.database.write(work, alone=True)
-        if added:
-            self.database.tell(QUEUE)
-        for record in added:
-            self._observed(record)
+        results = await self.database.write(work, alone=True)
+        self._were_added(results)
         return results
+
+    async def _add_many(self, connection: AsyncConnection, records: Sequence[LaunchRecord], all_or_none: bool) -> Added:
+        savepoint = await connection.begin_nested()
+        results: Added = []
+        waiting = await queries.count(connection, _WAITS)
+        for record in records:
+            try:
+                results.append(await self._add_one(connection, record, waiting))
+                waiting += results[-1][1]  # type: ignore[index]
+            except LauncherError as error:
+                results.append(error)
+        if all_or_none and any(isinstance(result, LauncherError) for result in results):
+            await savepoint.rollback()
+        return results
+
+    def _were_added(self, results: Added) -> None:
+        self.database.tell(QUEUE)
+        for result in results:
+            if not isinstance(result, LauncherError) and result[1]:
+                self._observed(result[0])
+
+    async def add_batch(
+        self, batch: BatchRecord, asked: Sequence[LaunchRecord | LauncherError], *, all_or_none: bool
+    ) -> BatchRecord:
+        """Keep a batch and those of its launches that can be accepted; the same request may have come before.
+
+        Raises:
+            BatchRefused: all or none are wanted, and one can't be accepted.
+            KeyReused: another request had its idempotency key.
+
+        """
+
+        async def work(connection: AsyncConnection) -> tuple[BatchRecord, Added]:
+            known = await self._same_batch(connection, batch)
+            if known:
+                return known, []
+            results = iter(
+                added := await self._add_many(connection, [r for r in asked if isinstance(r, LaunchRecord)], False)
+            )
+            items = [_item(next(results) if isinstance(item, LaunchRecord) else item) for item in asked]
+            refused = [{"index": index, **item["error"]} for index, item in enumerate(items) if "error" in item]
+            if refused and all_or_none:
+                text = f"{len(refused)} of the {len(items)} launches can't be accepted, so none was: see details.items."
+                raise BatchRefused(text, details={"items": refused})
+            await connection.execute(batches.insert().values(**asdict(replace(batch, items=items))))
+            await self.database.notify(connection, QUEUE)
+            return replace(batch, items=items), added
+
+        kept, added = await self.database.write(work, alone=True)
+        self._were_added(added)
+        return kept
+
+    async def _same_batch(self, connection: AsyncConnection, batch: BatchRecord) -> BatchRecord | None:
+        if batch.idempotency_key is None:
+            return await _batch(connection, batches.c.id == batch.id)  # this very transaction, done before
+        key = (batches.c.caller == batch.caller) & (batches.c.idempotency_key == batch.idempotency_key)
+        known = await _batch(connection, key)
+        if known and known.request != batch.request:
+            raise _key_reused()
+        return known
+
+    async def batch(self, batch: str) -> BatchRecord | None:
+        """A batch."""
+        return await self.database.read(lambda connection: _batch(connection, batches.c.id == batch))
+
+    async def batch_events(self, batch: str, after: int = 0) -> list[BatchEvent]:
+        """To which states the launches of a batch came, after the event with that number."""
+
+        async def work(connection: AsyncConnection) -> list[BatchEvent]:
+            query = (
+                sa.select(
+                    events.c.seq, events.c.time, events.c.launch,
+                    launches.c.username, launches.c.server_name, events.c.name, events.c.data,
+                )
+                .join(launches, launches.c.id == events.c.launch)
+                .where(launches.c.batch == batch, events.c.seq > after, events.c.name.in_((*ACTIVE, *FINAL)))
+                .order_by(events.c.seq)
+            )  # fmt: skip
+            return [BatchEvent(*row) for row in await connection.execute(query)]
+
+        return await self.database.read(work)
+
+    async def launches_of(self, batch: str) -> list[LaunchRecord]:
+        """The launches of a batch, in order."""
+        return await self.database.read(lambda connection: queries.every(connection, launches.c.batch == batch))
 
     async def _add_one(
         self, connection: AsyncConnection, record: LaunchRecord, waiting: int
@@ -152,7 +224,7 @@ class Store(LoggingConfigurable):
         key = (launches.c.caller == record.caller) & (launches.c.idempotency_key == record.idempotency_key)
         known = await queries.one(connection, key)
         if known and known.request != record.request:
-            raise KeyReused("This Idempotency-Key was sent with another request before. Take a new one.")
+            raise _key_reused()
         return known
 
     async def _check_server_is_free(self, connection: AsyncConnection, record: LaunchRecord) -> None:
@@ -327,6 +399,8 @@ class Store(LoggingConfigurable):
             values |= {"ended": time.time(), "owner": None, "due": None, "env": None, "token": None}
         await connection.execute(launches.update().where(launches.c.id == record.id).values(**values))
         event = await self._append(connection, record.id, to, data)
+        if record.batch:
+            await self.database.notify(connection, BATCH + record.batch)
         return replace(record, events=event.number, **values)
 
     async def _append(self, connection: AsyncConnection, launch: str, name: str, data: dict[str, Any]) -> LaunchEvent:
@@ -532,9 +606,29 @@ class Store(LoggingConfigurable):
 
         async def work(connection: AsyncConnection) -> int:
             old = launches.c.ended < time.time() - self.retention
-            return (await connection.execute(launches.delete().where(old))).rowcount
+            ended = (await connection.execute(launches.delete().where(old))).rowcount
+            empty = batches.c.id.not_in(sa.select(launches.c.batch).where(launches.c.batch.is_not(None)))
+            too_old = batches.c.created < time.time() - self.retention
+            await connection.execute(batches.delete().where(empty, too_old))
+            return ended
 
         return await self.database.write(work)
+
+
+def _key_reused() -> KeyReused:
+    return KeyReused("This Idempotency-Key was sent with another request before. Take a new one.")
+
+
+def _item(result: tuple[LaunchRecord, bool] | LauncherError) -> dict[str, Any]:
+    """What became of one launch of a batch."""
+    if isinstance(result, LauncherError):
+        return {"error": result.as_dict()}
+    return {"launch": result[0].id}
+
+
+async def _batch(connection: AsyncConnection, where: sa.ColumnElement[bool]) -> BatchRecord | None:
+    row = (await connection.execute(sa.select(batches).where(where))).one_or_none()
+    return BatchRecord(**row._mapping) if row else None
 
 
 def _moved(started: list[LaunchRecord]) -> list[str]:

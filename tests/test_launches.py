@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import pytest_asyncio
 
@@ -487,3 +489,97 @@ async def test_audit_trail(hub: FakeHub, tmp_path: Path):
     assert all(event["caller"] == "service:platform" and event["rule"] == "services" for event in events)
     assert "very-secret-value" not in text
     assert launch["token"] not in text
+
+
+async def test_batch(service: Service):
+    body = {"launches": [{"username": f"user{n}", "image": "image:1"} for n in range(3)]}
+    body["launches"].insert(1, {"username": "user0", "image": "image:1"})  # the same server again
+    headers = {"Idempotency-Key": "class-1"}
+    status, batch = await service.request("POST", "batches", json=body, headers=headers)
+    assert status == 202, batch
+    assert [item["error"] and item["error"]["reason"] for item in batch["items"]] == [
+        None,
+        "server_starting",
+        None,
+        None,
+    ]
+    assert batch["items"][0]["launch"]["username"] == "user0"
+    assert (await service.request("POST", "batches", json=body, headers=headers))[1]["id"] == batch["id"]
+    body["launches"].pop()
+    assert (await service.request("POST", "batches", json=body, headers=headers))[0] == 422
+    for item in batch["items"]:
+        if item["launch"]:
+            await settled(service, item["launch"])
+    status, batch = await service.request("GET", f"batches/{batch['id']}")
+    assert (status, batch["counts"]) == (200, {"ready": 3, "refused": 1})
+    assert len((await service.request("GET", f"launches?batch={batch['id']}"))[1]["items"]) == 3
+    service.hub.identify("t-other", "other", "service", "access:services")
+    assert (await service.request("GET", f"batches/{batch['id']}", "t-other"))[0] == 404
+    async with asyncio.timeout(20):
+        while (await service.request("DELETE", f"batches/{batch['id']}"))[0] != 204:
+            pass
+    headers = {"Authorization": f"token {PLATFORM_TOKEN}"}
+    async with service.client.get(f"{service.url}batches/{batch['id']}/events", headers=headers) as response:
+        seen = [event async for event in sse.decode(response.content.iter_any())]
+    names = [event.name for event in seen]
+    assert (names.count("ready"), names.count("stopped"), names[-1]) == (3, 3, "stopped")
+    assert json.loads(seen[0].data)["username"].startswith("user")
+    middle = {**headers, "Last-Event-ID": seen[4].id}
+    async with service.client.get(f"{service.url}batches/{batch['id']}/events", headers=middle) as response:
+        assert [event.id async for event in sse.decode(response.content.iter_any())] == [e.id for e in seen[5:]]
+
+
+async def test_batch_of_which_all_or_none_is_wanted(service: Service):
+    await settled(service, await accepted(service, "user1"))
+    body = {"mode": "all", "launches": [{"username": f"user{n}", "image": "image:1"} for n in range(3)]}
+    status, error = await service.request("POST", "batches", json=body)
+    assert (status, error["reason"]) == (400, "batch_refused")
+    assert [(item["index"], item["reason"]) for item in error["details"]["items"]] == [(1, "server_running")]
+    assert len((await service.request("GET", "launches"))[1]["items"]) == 1
+    status, _ = await service.request("POST", "batches", json={**body, "mode": "some"})
+    assert status == 202
+
+
+async def test_options_and_templates(hub: FakeHub):
+    policy = {
+        "templates": {"course": {"image": "course:1", "description": "For all", "env": {"SECRET": "of-the-template"}}},
+        "rules": [
+            {
+                "name": "students",
+                "callers": ["user:*"],
+                "images": ["course:1", "lab:*"],
+                "volumes": ["home-{username}", "data:ro"],
+                "env": ["COURSE_*"],
+                "templates": ["course"],
+                "lifetime": 3600,
+                "limits": {"user": {"servers": 1}},
+            },
+            {"name": "all", "images": ["*"], "templates": []},
+        ],
+    }
+    alice = hub.identify("t-alice", "alice", "user", "access:services", "servers!user=alice")
+    async with running_service(hub, Policy=policy) as service:
+        status, options = await service.request("GET", "options", alice)
+        assert status == 200, options
+        assert (options["rule"], options["username"]) == ("students", "alice")
+        fields = options["request"]["properties"]
+        assert re.fullmatch(fields["image"]["pattern"], "lab:2")
+        assert re.fullmatch(fields["image"]["pattern"], "course:1")
+        assert not re.fullmatch(fields["image"]["pattern"], "other:1")
+        assert fields["template"]["enum"] == ["course"]
+        assert fields["lifetime"]["maximum"] == 3600
+        assert "home-alice" in fields["vols"]["description"]
+        assert options["limits"] == [
+            {"key": "user:alice", "resource": "servers", "most": 1, "used": 0, "when_full": "queue"}
+        ]
+        jsonschema.Draft202012Validator.check_schema(options["request"])
+        status, templates = await service.request("GET", "templates", alice)
+        assert templates["course"]["env"] == ["SECRET"]
+        assert "of-the-template" not in str(options) + str(templates)
+        assert (await service.request("GET", "templates?username=bob"))[1] == {}
+        assert (await service.request("GET", "options"))[0] == 400, "a service must say for whom"
+        assert (await service.request("GET", "options?username=bob", alice))[0] == 403
+        status, launch = await service.request(
+            "POST", "launches", alice, json={"username": "alice", "template": "course"}
+        )
+        assert (status, launch["image"], launch["template"]) == (202, "course:1", "course")

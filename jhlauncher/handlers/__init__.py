@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from tornado.web import RequestHandler
 
+from .batches import BatchesHandler, BatchEventsHandler, OneBatchHandler
 from .containers import ContainersHandler
+from .describe import OpenApiHandler, OptionsHandler, TemplatesHandler
 from .ended import EndedHandler
 from .health import HealthHandler, IndexHandler, ReadyHandler
 from .launches import LaunchesHandler, LaunchEventsHandler, OneLaunchHandler
@@ -12,6 +14,9 @@ from .metrics import MetricsHandler
 
 ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (r"", IndexHandler),
+    (r"batches/?", BatchesHandler),
+    (r"batches/([0-9a-f]{16})", OneBatchHandler),
+    (r"batches/([0-9a-f]{16})/events", BatchEventsHandler),
     (r"containers/?", ContainersHandler),
     (r"launches/?", LaunchesHandler),
     (r"launches/([0-9a-f]{16})", OneLaunchHandler),
@@ -19,6 +24,9 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (r"ended", EndedHandler),
     (r"health", HealthHandler),
     (r"metrics", MetricsHandler),
+    (r"openapi\.json", OpenApiHandler),
+    (r"options", OptionsHandler),
     (r"ready", ReadyHandler),
+    (r"templates", TemplatesHandler),
 ]
 """Patterns below the service's prefix."""

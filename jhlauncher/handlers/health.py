@@ -44,7 +44,10 @@ class IndexHandler(BaseHandler):
 
     async def get(self) -> None:
         """Name the resources."""
-        self.answer({"service": "jhlauncher", "resources": ["containers", "launches", "health", "ready"]})
+        resources = (
+            "batches", "containers", "health", "launches", "metrics", "openapi.json", "options", "ready", "templates"
+        )  # fmt: skip
+        self.answer({"service": "jhlauncher", "resources": list(resources)})
 
 
 def _check(ok: bool, message: str) -> dict[str, Any]:

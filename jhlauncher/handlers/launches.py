@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from ..models import LaunchRequest, Model
 from ..records import LaunchRecord, State
 from .base import BaseHandler
 from .streams import EventStream
-from .views import LaunchList, LaunchView, PlanView, launch_view, moment
+from .views import LaunchList, LaunchView, PlanView, iso, launch_view
 
 
 def _number(value: str) -> float:
@@ -24,7 +25,7 @@ def _number(value: str) -> float:
 
 
 def _integer(value: str) -> int:
-    if not (value.isascii() and value.isdigit() and len(value) <= 9):
+    if not (value.isascii() and value.isdigit() and len(value) <= 18):
         raise ValueError("must be a whole number")
     return int(value)
 
@@ -134,7 +135,7 @@ class LaunchesHandler(LaunchHandler):
         request = self.body(LaunchRequest)
         if query.dry_run:
             plan = await self.services.launcher.plan(self.caller, request)
-            return self.answer(PlanView(**plan).model_dump(mode="json", exclude_none=True))
+            return self.answer(PlanView(**plan).model_dump(mode="json"))
         key = self.idempotency_key()
         record = await self.services.launcher.submit(self.caller, request, key=key)
         return await self.answer_launch(record, query.wait)
@@ -165,46 +166,40 @@ class OneLaunchHandler(LaunchHandler):
             self.answer((await self.view(record)).model_dump(mode="json"), status=202)
 
 
-class LaunchEventsHandler(LaunchHandler):
-    """The events of one launch."""
+class EventsHandler(LaunchHandler):
+    """A stream of events that can be resumed."""
 
     endless = True
     _stream: EventStream | None = None
 
-    async def get(self, launch: str) -> None:
-        """Send what has happened since ``Last-Event-ID``, and what happens, until its end."""
-        after = self._last_event_id()
-        record = await self.services.launcher.get(self.caller, launch)
-        if record.final and after >= record.events:
-            self.clear_header("Content-Type")
-            self.set_status(204)  # tells a browser not to come back
-            return await self.finish()
+    async def stream(self, send: Callable[[EventStream], Coroutine[Any, Any, None]]) -> None:
+        """Answer with a stream; ``send`` sends its events until there are no more."""
         self._stream = EventStream(self, self.services.keepalive)
         self._stream.begin()
         with suppress(ShuttingDown):  # the client comes back, and goes on where it was
-            await self.interruptible(self._send(record, after))
+            await self.interruptible(send(self._stream))
         self._stream.end()
-        return None
 
-    async def _send(self, record: LaunchRecord, after: int) -> None:
-        assert self._stream  # noqa: S101  (for mypy)
-        async with aclosing(self.services.launcher.follow(record, after)) as events:
-            async for event in events:
-                at = moment(event.time)
-                data: dict[str, Any] = {"time": at.isoformat() if at else None, **event.data}
-                if event.name == "ready":
-                    now = await self.services.launcher.get(self.caller, record.id)
-                    data["launch"] = (await self.view(now)).model_dump(mode="json")
-                await self._stream.send(data, name=event.name, id=event.number or None)
+    async def answer_nothing(self) -> None:
+        """Say that nothing follows, which tells a browser not to come back."""
+        self.clear_header("Content-Type")
+        self.set_status(204)
+        await self.finish()
 
-    def _last_event_id(self) -> int:
+    def last_event_id(self) -> int:
+        """Up to where the client has seen it.
+
+        Raises:
+            InvalidRequest: it is not a number.
+
+        """
         query = self.query(EventsQuery)
         header = self.request.headers.get("Last-Event-ID", "").strip()
         if query.last_event_id is not None:
             return query.last_event_id
         if not header:
             return 0
-        if not header.isascii() or not header.isdigit() or len(header) > 9:
+        if not header.isascii() or not header.isdigit() or len(header) > 18:
             raise InvalidRequest("The Last-Event-ID is not one of this stream's.")
         return int(header)
 
@@ -213,3 +208,25 @@ class LaunchEventsHandler(LaunchHandler):
         super().on_finish()
         if self._stream:
             self._stream.close()
+
+
+class LaunchEventsHandler(EventsHandler):
+    """The events of one launch."""
+
+    async def get(self, launch: str) -> None:
+        """Send what has happened since ``Last-Event-ID``, and what happens, until its end."""
+        after = self.last_event_id()
+        record = await self.services.launcher.get(self.caller, launch)
+        if record.final and after >= record.events:
+            return await self.answer_nothing()
+
+        async def send(stream: EventStream) -> None:
+            async with aclosing(self.services.launcher.follow(record, after)) as events:
+                async for event in events:
+                    data: dict[str, Any] = {"time": iso(event.time), **event.data}
+                    if event.name == "ready":
+                        now = await self.services.launcher.get(self.caller, record.id)
+                        data["launch"] = (await self.view(now)).model_dump(mode="json")
+                    await stream.send(data, name=event.name, id=event.number or None)
+
+        return await self.stream(send)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from ..models import LaunchSpec
+from ..models import Cpu, Gpu, LaunchSpec, Memory
 from ..records import LaunchRecord, State
 
 
@@ -69,6 +69,27 @@ class LaunchList(BaseModel):
     """The cursor of the next page; None on the last one."""
 
 
+class BatchItemView(BaseModel):
+    """What became of one launch of a batch."""
+
+    launch: LaunchView | None
+    error: ErrorView | None
+    """Why it was not accepted."""
+
+
+class BatchView(BaseModel):
+    """Many launches that were asked for in one request."""
+
+    id: str
+    created: datetime
+    caller: str
+    counts: dict[str, int]
+    """How many launches are in each state; ``refused`` were not accepted."""
+    items: list[BatchItemView]
+    """In the order of the request. Launches that are no longer kept are None."""
+    links: dict[Literal["self", "events"], str]
+
+
 class LimitView(BaseModel):
     """A limit that holds for a launch."""
 
@@ -78,6 +99,79 @@ class LimitView(BaseModel):
     used: float
     """By what starts and runs now."""
     when_full: Literal["queue", "refuse"]
+
+
+class TemplateView(BaseModel):
+    """A template."""
+
+    description: str
+    image: str | None
+    vols: list[dict[str, Any]]
+    cpu: Cpu | None
+    memory: Memory | None
+    gpu: Gpu | None
+    lifetime: float | None
+    env: list[str]
+    """The names of its variables."""
+
+
+class OptionsView(BaseModel):
+    """What a caller may ask for."""
+
+    username: str
+    server_name: str
+    rule: str
+    request: dict[str, Any]
+    """A JSON Schema for the body of ``POST launches``."""
+    templates: dict[str, TemplateView]
+    limits: list[LimitView]
+
+
+class CheckView(BaseModel):
+    """One check of ``ready``."""
+
+    ok: bool
+    message: str
+
+
+class ReadyView(BaseModel):
+    """Whether launches can work."""
+
+    ready: bool
+    checks: dict[str, CheckView]
+
+
+class HealthView(BaseModel):
+    """Whether the process is alive."""
+
+    status: Literal["ok"]
+
+
+class ContainerView(BaseModel):
+    """The answer of ``POST containers``."""
+
+    image: str
+    server_name: str
+    token: str
+    url: str
+    username: str
+    vols: list[dict[str, Any]]
+    cpu: dict[str, Any] | None = None
+    memory: dict[str, Any] | None = None
+    gpu: dict[str, Any] | None = None
+
+
+class StatusView(BaseModel):
+    """The answer of ``GET containers``."""
+
+    last_activity: str | None
+    name: str
+    pending: str | None
+    progress_url: str | None
+    ready: bool
+    started: str | None
+    url: str | None
+    state: dict[str, Any]
 
 
 class PlanView(BaseModel):
@@ -100,6 +194,11 @@ class PlanView(BaseModel):
 def moment(seconds: float | None) -> datetime | None:
     """A time, in UTC."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def iso(seconds: float) -> str:
+    """A time as text, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def launch_view(record: LaunchRecord, *, base: str, url: str | None, token: str | None, **more: Any) -> LaunchView:

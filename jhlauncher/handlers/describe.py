@@ -1,0 +1,91 @@
+"""What the service says of itself: ``options`` and ``templates`` to a caller, ``openapi.json`` to all."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+from ..launcher import Options
+from ..models import LaunchRequest, ServerQuery
+from ..rules import Rule, Template
+from .base import BaseHandler
+from .openapi import document
+from .views import LimitView, OptionsView, TemplateView
+
+
+class _AboutCaller(BaseHandler):
+    async def _options(self) -> tuple[ServerQuery, Options]:
+        """For the server in the query; for a user without one, their own default server."""
+        if self.caller.kind == "user" and not self.request.query:
+            query = ServerQuery(username=self.caller.name)
+        else:
+            query = self.query(ServerQuery)
+        return query, await self.services.launcher.options(self.caller, query.username, query.server_name)
+
+
+class OptionsHandler(_AboutCaller):
+    """What a caller may ask for."""
+
+    async def get(self) -> None:
+        """Tell it as a JSON Schema of the request."""
+        query, options = await self._options()
+        view = OptionsView(
+            username=query.username,
+            server_name=query.server_name,
+            rule=options.rule.name,
+            request=request_schema(options.rule, query.username, sorted(options.templates)),
+            templates={name: template_view(template) for name, template in options.templates.items()},
+            limits=[LimitView(**limit) for limit in options.limits],
+        )
+        self.answer(view.model_dump(mode="json"))
+
+
+class TemplatesHandler(_AboutCaller):
+    """The templates that a caller may start from."""
+
+    async def get(self) -> None:
+        """List them by name."""
+        _, options = await self._options()
+        self.answer({name: template_view(each).model_dump(mode="json") for name, each in options.templates.items()})
+
+
+class OpenApiHandler(BaseHandler):
+    """The service's description."""
+
+    needs_caller = False
+
+    async def get(self) -> None:
+        """Answer with an OpenAPI 3.1 document."""
+        self.answer(document(self.services.prefix))
+
+
+def template_view(template: Template) -> TemplateView:
+    """A template without the values of its variables, which may be secrets."""
+    return TemplateView(**template.model_dump(exclude={"env"}), env=sorted(template.env))
+
+
+def request_schema(rule: Rule, user: str, templates: list[str]) -> dict[str, Any]:
+    """The JSON Schema of a launch request, with what the rule leaves of it."""
+    schema = LaunchRequest.model_json_schema()
+    fields = schema["properties"]
+    for field, names in (("image", rule.images), ("template", templates)):
+        fields[field] = _choice(names)
+    volumes = [(entry.partition(":")[0].replace("{username}", user), entry.endswith(":ro")) for entry in rule.volumes]
+    fields["vols"]["description"] = "Allowed: " + (
+        ", ".join(f"{name}{' (read-only)' if ro else ''}" for name, ro in volumes) or "none"
+    )
+    fields["vols"]["maxItems"] = 100 if volumes else 0
+    fields["env"] = {"type": "object", "additionalProperties": {"type": "string"}, "propertyNames": _choice(rule.env)}
+    for field, most in (("cpu", rule.cpu), ("memory", rule.memory), ("gpu", rule.gpu)):
+        fields[field]["x-maximum"] = most
+    if rule.lifetime is not None:
+        fields["lifetime"] = {"type": "number", "exclusiveMinimum": 0, "maximum": rule.lifetime}
+    return schema
+
+
+def _choice(patterns: list[str]) -> dict[str, Any]:
+    """Any string that one of these patterns (as in a shell) matches."""
+    if all(not set("*?[") & set(pattern) for pattern in patterns):
+        return {"type": "string", "enum": patterns} if patterns else {"not": {}}
+    expressions = (fnmatch.translate(pattern).removeprefix("(?s:").removesuffix(r")\Z") for pattern in patterns)
+    return {"type": "string", "pattern": f"^({'|'.join(expressions)})$", "examples": patterns}

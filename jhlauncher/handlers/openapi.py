@@ -1,0 +1,219 @@
+"""The OpenAPI 3.1 document, from the models that validate requests and make answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from .._version import __version__
+from ..models import BatchRequest, LaunchRequest, ServerQuery
+from .launches import EventsQuery, ListQuery, SubmitQuery, WaitQuery
+from .views import (
+    BatchView,
+    ContainerView,
+    ErrorView,
+    HealthView,
+    LaunchList,
+    LaunchView,
+    OptionsView,
+    PlanView,
+    ReadyView,
+    StatusView,
+    TemplateView,
+)
+
+Json = dict[str, Any]
+
+_ERRORS = {
+    400: "the request is not valid",
+    401: "no token, or one that the Hub does not know",
+    403: "the caller's scopes do not reach this, or the policy does not allow it",
+    404: "there is no such thing, or none that the caller may see",
+    409: "the server is running, starting or stopping",
+    422: "the Idempotency-Key was sent with another request",
+    429: "a limit of the policy leaves no room now",
+    500: "the server could not be started or stopped, or the launcher has failed",
+    503: "the Hub or the database does not answer, too many wait, or the service stops",
+}
+_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[0-9a-f]{16}$"}}
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    "description": "The same caller's request with the same key is done once.",
+}
+_LAST = {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"}}
+_REQUESTS: list[type[BaseModel]] = [LaunchRequest, BatchRequest]
+_ANSWERS: list[type[BaseModel]] = [
+    BatchView, ContainerView, ErrorView, HealthView, LaunchList, LaunchView, OptionsView, PlanView, ReadyView,
+    StatusView, TemplateView,
+]  # fmt: skip
+
+
+def document(prefix: str) -> Json:
+    """The whole document; ``prefix`` is the path below which everything answers."""
+    pairs: Any = [(model, "validation") for model in _REQUESTS] + [(model, "serialization") for model in _ANSWERS]
+    _, schemas = models_json_schema(pairs, ref_template="#/components/schemas/{model}")
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "jhlauncher",
+            "version": __version__,
+            "description": "Ask for a container with run-time parameters; JupyterHub starts it while you watch.",
+        },
+        "servers": [{"url": prefix.rstrip("/") or "/"}],
+        "security": [{"token": []}],
+        "paths": _linked(_paths()),
+        "components": {
+            "schemas": schemas["$defs"],
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer", "description": "A JupyterHub token."},
+            },
+        },
+    }
+
+
+def _linked(paths: Json) -> Json:
+    """The paths with names for their operations, and what to do with the ids that some answer."""
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            operation["operationId"] = method + path.replace("/", "-").replace("{id}", "one")
+    for name in ("launches", "batches"):
+        follow = {
+            f"{method}-{name}-one": {
+                "operationId": f"{method}-{name}-one", "parameters": {"id": "$response.body#/id"},
+            }
+            for method in ("get", "delete")
+        }  # fmt: skip
+        paths[f"/{name}"]["post"]["responses"]["202"]["links"] = follow
+    return paths
+
+
+def _paths() -> Json:
+    launch, plan = _ref(LaunchView), _ref(PlanView)
+    launched = {"description": "it is ready or has ended; or the plan of a dry run", "anyOf": [launch, plan]}
+    return {
+        "/launches": {
+            "get": _operation("List launches", LaunchList, 400, query=ListQuery),
+            "post": _operation(
+                "Ask for a server", {200: launched, 202: launch}, 400, 404, 409, 422, 429, 500,
+                query=SubmitQuery, parameters=[_KEY], body=LaunchRequest,
+            ),
+        },
+        "/launches/{id}": {
+            "get": _operation("Tell about a launch", LaunchView, 400, 404, query=WaitQuery, parameters=[_ID]),
+            "delete": _operation(
+                "Cancel it, or stop its server", {202: launch, 204: None}, 400, 404, 500,
+                query=WaitQuery, parameters=[_ID],
+            ),
+        },
+        "/launches/{id}/events": {
+            "get": _operation(
+                "Its events", {200: "text/event-stream", 204: None}, 400, 404,
+                query=EventsQuery, parameters=[_ID, _LAST],
+            ),
+        },
+        "/batches": {
+            "post": _operation(
+                "Ask for many servers", {202: _ref(BatchView)}, 400, 422, 500, parameters=[_KEY], body=BatchRequest
+            ),
+        },
+        "/batches/{id}": {
+            "get": _operation("Tell about a batch", BatchView, 404, parameters=[_ID]),
+            "delete": _operation(
+                "End all its launches", {202: _ref(BatchView), 204: None}, 404, 500, parameters=[_ID]
+            ),
+        },
+        "/batches/{id}/events": {
+            "get": _operation(
+                "To which states its launches come", {200: "text/event-stream"}, 400, 404,
+                query=EventsQuery, parameters=[_ID, _LAST],
+            ),
+        },
+        "/containers": {
+            "post": _operation(
+                "Launch a server and wait until it is ready", ContainerView, 400, 500, parameters=[_KEY],
+                body=LaunchRequest,
+            ),
+            "get": _operation("Tell about a server", StatusView, 400, 500, query=ServerQuery),
+            "delete": _operation("Stop a server", {200: None}, 400, 500, query=ServerQuery),
+        },
+        "/options": {"get": _operation("What the caller may ask for", OptionsView, 400, query=ServerQuery)},
+        "/templates": {
+            "get": _operation(
+                "Named specs to start from", {200: {"type": "object", "additionalProperties": _ref(TemplateView)}},
+                400, query=ServerQuery,
+            ),
+        },
+        "/metrics": {"get": _operation("For Prometheus; needs read:metrics", {200: "text/plain"})},
+        "/health": {"get": _operation("Whether this process is alive", HealthView, public=True)},
+        "/ready": {
+            "get": _operation(
+                "Whether launches can work", {200: _ref(ReadyView), 503: _ref(ReadyView)}, public=True
+            ),
+        },
+        "/openapi.json": {"get": _operation("This document", {200: {"type": "object"}}, public=True)},
+    }  # fmt: skip
+
+
+def _operation(
+    summary: str,
+    answers: type[BaseModel] | dict[int, Json | str | None],
+    *errors: int,
+    query: type[BaseModel] | None = None,
+    parameters: list[Json] | None = None,
+    body: type[BaseModel] | None = None,
+    public: bool = False,
+) -> Json:
+    """One operation.
+
+    Args:
+        summary: what it does.
+        answers: the model of 200; or for each status a schema, a media type, or None for an empty body.
+        errors: statuses of errors, besides those that any may have.
+        query: the model of the query.
+        parameters: further ones.
+        body: the model of the body.
+        public: whether it is open to all.
+
+    """
+    if not isinstance(answers, dict):
+        answers = {200: _ref(answers)}
+    responses = {str(status): _response(answer) for status, answer in answers.items()}
+    for status in (*errors, *(() if public else (401, 403)), *(() if 503 in answers else (503,))):
+        responses[str(status)] = {"description": _ERRORS[status], **_json(_ref(ErrorView))}
+    operation: Json = {"summary": summary, "responses": responses}
+    operation["parameters"] = [*(parameters or []), *(_query(query) if query else [])]
+    if body:
+        operation["requestBody"] = {"required": True, **_json(_ref(body))}
+    if public:
+        operation["security"] = []
+    return operation
+
+
+def _response(answer: Json | str | None) -> Json:
+    if answer is None:
+        return {"description": "done"}
+    if isinstance(answer, str):
+        return {"description": "as it happens", "content": {answer: {"schema": {"type": "string"}}}}
+    schema = dict(answer)
+    return {"description": schema.pop("description", "done"), **_json(schema)}
+
+
+def _json(schema: Json) -> Json:
+    return {"content": {"application/json": {"schema": schema}}}
+
+
+def _ref(model: type[BaseModel]) -> Json:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _query(model: type[BaseModel]) -> list[Json]:
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    required = schema.get("required", [])
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": field}
+        for name, field in schema["properties"].items()
+    ]

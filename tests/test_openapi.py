@@ -1,0 +1,54 @@
+"""The service does what its own description says, whatever is sent to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from jhlauncher.handlers import ROUTES
+from jhlauncher.handlers.openapi import document
+from tests.conftest import running_service
+from tests.fake_hub import PLATFORM_TOKEN, FakeHub
+
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+)
+
+
+def test_every_route_is_described():
+    described = {path.replace("{id}", "([0-9a-f]{16})").lstrip("/") for path in document("/")["paths"]}
+    routes = {pattern.replace("/?", "").replace("\\.", ".") for pattern, _ in ROUTES}
+    assert routes - described == {"", "ended"}, "the index, and what only the Hub's spawner uses"
+    assert described <= routes
+
+
+@pytest.mark.asyncio
+async def test_schemathesis(hub: FakeHub, tmp_path: Path):
+    """No 500, no status that is not documented, no answer that breaks its schema."""
+    hub.identities[PLATFORM_TOKEN]["scopes"].append("read:metrics")
+    async with running_service(hub, Launcher={"start_timeout": 5}) as service:
+        command = [
+            *(str(Path(sys.executable).parent / "schemathesis"), "run", f"{service.url}openapi.json"),
+            *("--url", service.url.rstrip("/")),
+            *("--header", f"Authorization: token {PLATFORM_TOKEN}"),
+            *("--checks", ",".join(CHECKS)),
+            *("--max-examples", "40", "--seed", "1", "--workers", "1", "--request-timeout", "30"),
+            *("--exclude-path-regex", "events$"),
+        ]
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=tmp_path, env={**os.environ, "NO_COLOR": "1"},
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        output, _ = await asyncio.wait_for(process.communicate(), 300)
+        report = output.decode()
+        assert process.returncode == 0, report[-6000:]
+        assert re.search(r"Operations: +\d+ selected", report), report
