@@ -150,9 +150,17 @@ def _text(pattern: str, most: int, *, null: bool = False) -> WithJsonSchema:
 
 
 _PATH = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
-UserName = Annotated[str, AfterValidator(_user_name), _text(r"^[^\s/\p{C}.]([^/\p{C}]*[^\s/\p{C}])?$", 255)]
+_CONTROL = r"\x00-\x1f\x7f-\x9f"
+UserName = Annotated[
+    str,
+    AfterValidator(_user_name),
+    _text(rf"^[^\s/.{_CONTROL}]([^/{_CONTROL}]*[^\s/{_CONTROL}])?$", 255),
+]
 ServerName = Annotated[
-    str, AfterValidator(_any_server_name), BeforeValidator(_none_as_empty), _text(r"^([^/.\p{C}][^/\p{C}]*)?$", 255)
+    str,
+    AfterValidator(_any_server_name),
+    BeforeValidator(_none_as_empty),
+    _text(rf"^([^/.{_CONTROL}][^/{_CONTROL}]*)?$", 255),
 ]
 NewServerName = Annotated[
     str,
