@@ -19,6 +19,7 @@ import pytest_asyncio
 from jhlauncher import sse
 from tests.conftest import Service, running_service, until
 from tests.fake_hub import PLATFORM_TOKEN, FakeHub, Misbehaviour
+from tests.postgres import Postgres
 
 pytestmark = pytest.mark.asyncio
 
@@ -431,6 +432,38 @@ async def test_limit_under_200_concurrent_requests(hub: FakeHub, database_url: s
             if status == 202:
                 assert (await settled(service, launch))["state"] == "ready"
         assert sum(server.active for server in hub.servers.values()) == 10
+
+
+async def test_limit_under_concurrent_requests_to_two_replicas(hub: FakeHub, postgres: Postgres):
+    rule = {"name": "r", "images": ["*"], "limits": {"all": {"servers": 10}}, "when_full": "refuse"}
+    settings = {**SETTINGS, "Database": {"url": postgres.database()}, "Policy": {"rules": [rule]}}
+    async with running_service(hub, **settings) as one, running_service(hub, **settings) as two:
+        answers = await asyncio.gather(
+            *(
+                service.request("POST", "launches", json={"username": f"user{n}-{index}", "image": "image:1"})
+                for n in range(100)
+                for index, service in enumerate((one, two))
+            )
+        )
+        statuses = [status for status, _ in answers]
+        assert (statuses.count(202), statuses.count(429)) == (10, 190)
+        for status, launch in answers:
+            if status == 202:
+                # what one has accepted, the other tells about
+                assert [(await settled(service, launch))["state"] for service in (one, two)] == ["ready", "ready"]
+    assert sum(server.active for server in hub.servers.values()) == 10
+
+
+async def test_limit_lets_others_wait(hub: FakeHub, database_url: str):
+    rule = {"name": "r", "images": ["*"], "limits": {"user": {"servers": 1}}}
+    async with running_service(hub, Database={"url": database_url}, Policy={"rules": [rule]}, **SETTINGS) as service:
+        first = await settled(service, await accepted(service))
+        second = await accepted(service, server_name="p1")
+        other = await settled(service, await accepted(service, "bob"))
+        assert other["state"] == "ready"
+        assert (await service.request("GET", f"launches/{second['id']}"))[1]["state"] == "queued"
+        await service.request("DELETE", f"launches/{first['id']}?wait=20")
+        assert (await settled(service, second))["state"] == "ready"
 
 
 async def test_metrics(service: Service):

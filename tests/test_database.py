@@ -1,0 +1,121 @@
+"""The database's schema, and what happens when it is away or of another version."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from traitlets import TraitError
+
+from jhlauncher.database import Database
+from jhlauncher.tables import metadata
+from tests.conftest import running_service
+from tests.fake_hub import FakeHub
+
+
+def opened(url: str) -> Database:
+    database = Database(url=url, retry_timeout=0.3)
+    database.validate_settings()
+    return database
+
+
+def upgrade(url: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jhlauncher", "upgrade-db", f"--Database.url={url}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_migrations_make_what_the_tables_say(database_url: str):
+    database = opened(database_url)
+    assert database.upgrade()[0] is None
+    with database._connected() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+@pytest.mark.asyncio
+async def test_empty_database_gets_the_schema(database_url: str):
+    for _ in range(2):
+        database = opened(database_url)
+        await database.start()
+        await database.stop()
+
+
+@pytest.mark.asyncio
+async def test_schema_of_a_newer_version_is_refused(database_url: str):
+    database = opened(database_url)
+    database.upgrade()
+    with database._connected() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = 'from the future'"))
+    with pytest.raises(TraitError, match="of a newer version"):
+        await database.start()
+    done = upgrade(database_url)
+    assert done.returncode == 2
+    assert "of a newer version (from the future)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.asyncio
+async def test_schema_without_a_version_is_refused(database_url: str):
+    database = opened(database_url)
+    with database._connected() as connection:
+        connection.execute(sa.text("CREATE TABLE launches (id INTEGER)"))
+    with pytest.raises(TraitError, match="jhlauncher upgrade-db"):
+        await database.start()
+
+
+def test_upgrade_db(database_url: str):
+    for _ in range(2):
+        done = upgrade(database_url)
+        assert done.returncode == 0, done.stderr
+        assert "has version 0001 now" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("mysql://localhost/x", "must begin with"),
+        ("nonsense", "must begin with"),
+        ("sqlite://", "must name a file"),
+        ("sqlite:////no/such/folder/x.sqlite", "can't be opened"),
+        ("postgresql://nobody:secret@127.0.0.1:1/x", "can't be opened"),
+    ],
+)
+def test_wrong_url_is_one_line(url: str, problem: str):
+    done = upgrade(url)
+    assert done.returncode == 2
+    assert problem in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "secret" not in done.stderr
+
+
+@pytest.mark.asyncio
+async def test_database_that_goes_away(hub: FakeHub, tmp_path: Path):
+    """Its loss is said as what it is, and requests work again when it is back."""
+    from tests.postgres import Postgres
+
+    postgres = Postgres(tmp_path)
+    postgres.start()
+    settings = {"Database": {"url": postgres.database(), "retry_timeout": 0.2}}
+    async with running_service(hub, **settings) as service:
+        assert (await service.launch())[0] == 200
+        postgres.stop()
+        status, error = await service.request("GET", "launches")
+        assert (status, error["reason"]) == (503, "store_unavailable")
+        assert "127.0.0.1" not in error["error"]
+        postgres.start()
+        assert (await service.request("GET", "launches"))[0] == 200
+        assert (await service.launch(username="bob"))[0] == 200
+    postgres.stop()
+
+
+@pytest.mark.asyncio
+async def test_second_process_takes_a_file_over(hub: FakeHub, tmp_path: Path):
+    settings = {"Database": {"url": f"sqlite:///{tmp_path}/x.sqlite"}, "Store": {"lease_timeout": 1}}
+    async with running_service(hub, **settings) as first:
+        async with running_service(hub, **settings) as second:
+            await first.app.services.launcher.worker.superseded.wait()
+            assert (await second.launch())[0] == 200
