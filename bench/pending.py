@@ -11,8 +11,10 @@ import asyncio
 import json
 import os
 import platform
+import shutil
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ from jhlauncher.install import free_port
 from tests.fake_hub import PLATFORM_TOKEN, SERVICE_TOKEN, FakeHub
 
 
-async def start_service(hub: FakeHub) -> tuple[asyncio.subprocess.Process, str, float]:
+async def start_service(
+    hub: FakeHub, arguments: tuple[str, ...] = (), **more: str
+) -> tuple[asyncio.subprocess.Process, str, float]:
     """The service, its URL, and the seconds from its start to its first answer."""
     url = f"http://127.0.0.1:{free_port()}"
     env = {
@@ -36,9 +40,10 @@ async def start_service(hub: FakeHub) -> tuple[asyncio.subprocess.Process, str, 
         "JUPYTERHUB_SERVICE_PREFIX": "/services/launcher/",
         "JUPYTERHUB_SERVICE_URL": url,
         "LOG_LEVEL": "ERROR",
+        **more,
     }
     begin = time.perf_counter()
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "jhlauncher", env=env)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "jhlauncher", *arguments, env=env)
     async with aiohttp.ClientSession() as client:
         while True:
             try:
@@ -67,7 +72,10 @@ async def measure(launches: int, samples: int) -> dict[str, Any]:
     hub.auto_finish = False
     hub.slow_spawn_timeout = 10  # as the real one: the answer to the start comes late
     await hub.start()
-    service, url, _ = await start_service(hub)
+    folder = tempfile.mkdtemp()
+    service, url, _ = await start_service(
+        hub, (f"--StartBound.concurrent_starts={launches}",), JHLAUNCHER_DB_URL=f"sqlite:///{folder}/x.sqlite"
+    )
     connector = aiohttp.TCPConnector(limit=0)
     headers = {"Authorization": f"token {PLATFORM_TOKEN}"}
     timeout = aiohttp.ClientTimeout(total=None)
@@ -107,6 +115,7 @@ async def measure(launches: int, samples: int) -> dict[str, Any]:
     service.terminate()
     await service.wait()
     await hub.stop()
+    shutil.rmtree(folder)
     return result
 
 
@@ -115,7 +124,8 @@ async def start_times(rounds: int) -> list[float]:
     await hub.start()
     times = []
     for _ in track(range(rounds), "starting the service", console=Console(stderr=True)):
-        service, _, seconds = await start_service(hub)
+        with tempfile.TemporaryDirectory() as folder:
+            service, _, seconds = await start_service(hub, JHLAUNCHER_DB_URL=f"sqlite:///{folder}/x.sqlite")
         service.terminate()
         await service.wait()
         times.append(seconds)
