@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jupyter_events import EventLogger
-
 from .records import LaunchRecord
 
 SCHEMA = Path(__file__).parent / "schemas" / "launch.yaml"
@@ -28,12 +26,16 @@ class Audit:
     """
 
     def __init__(self, parent: Any) -> None:
-        self._events = EventLogger(parent=parent)
-        self._events.register_event_schema(SCHEMA)
+        self._events: Any = None
+        if parent.config.EventLogger.get("handlers"):
+            from jupyter_events import EventLogger  # takes seconds to import, so only for those who want it
+
+            self._events = EventLogger(parent=parent)
+            self._events.register_event_schema(SCHEMA)
 
     def changed(self, record: LaunchRecord) -> None:
         """A launch is in a new state."""
-        if not self._events.handlers:
+        if self._events is None:
             return
         self._events.emit(
             schema_id=SCHEMA_ID,
