@@ -419,9 +419,9 @@ class Launcher(LoggingConfigurable):
         place = order.index(record.id) + 1 if record.id in order else 1
         return place, self._feed.estimate(place)
 
-    def follow(self, record: LaunchRecord, after: int = 0) -> AsyncGenerator[LaunchEvent, None]:
+    def follow(self, launch: str, after: int = 0) -> AsyncGenerator[LaunchEvent, None]:
         """What happened to a launch, and what happens, until its end."""
-        return self._feed.follow(record.id, after)
+        return self._feed.follow(launch, after)
 
     async def end(self, caller: Caller, launch: str) -> LaunchRecord:
         """Cancel a launch, or stop its server; the launch as it is then, which may not be its end yet.

@@ -216,17 +216,21 @@ class LaunchEventsHandler(EventsHandler):
     async def get(self, launch: str) -> None:
         """Send what has happened since ``Last-Event-ID``, and what happens, until its end."""
         after = self.last_event_id()
-        record = await self.services.launcher.get(self.caller, launch)
-        if record.final and after >= record.events:
+        if await self._is_over(launch, after):
             return await self.answer_nothing()
 
         async def send(stream: EventStream) -> None:
-            async with aclosing(self.services.launcher.follow(record, after)) as events:
+            async with aclosing(self.services.launcher.follow(launch, after)) as events:
                 async for event in events:
                     data: dict[str, Any] = {"time": iso(event.time), **event.data}
                     if event.name == "ready":
-                        now = await self.services.launcher.get(self.caller, record.id)
+                        now = await self.services.launcher.get(self.caller, launch)
                         data["launch"] = (await self.view(now)).model_dump(mode="json")
                     await stream.send(data, name=event.name, id=event.number or None)
 
         return await self.stream(send)
+
+    async def _is_over(self, launch: str, after: int) -> bool:
+        """Whether nothing follows; the launch itself is not kept in memory for as long as somebody listens."""
+        record = await self.services.launcher.get(self.caller, launch)
+        return record.final and after >= record.events
