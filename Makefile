@@ -30,6 +30,7 @@ format: $(VENV)/.ready
 bench: $(VENV)/.ready
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m bench.pending
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m bench.waiting
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m bench.burst
 
 $(VENV)/.ready: pyproject.toml setup.cfg requirements/*
 	@requirements/setup "$(PYTHON)" "$(VENV)" "$(LOCK)"

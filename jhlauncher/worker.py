@@ -138,12 +138,14 @@ class Worker(LoggingConfigurable):
         """Leave everything where it is, for others or the next process to go on with."""
         self._closing = True
         jobs = [job.task for job in self._jobs.values() if job.task]
-        outage = [self._outage] if self._outage else []
-        for task in (*self._tasks, *jobs, *outage):
-            task.cancel()
-        await asyncio.gather(*self._tasks, *jobs, *outage, return_exceptions=True)
+        await self._cancelled([*self._tasks, *jobs, *([self._outage] if self._outage else [])])
         with contextlib.suppress(StoreUnavailable):
             await self._store.leave(self.replica)
+
+    async def _cancelled(self, tasks: list[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- rounds
 
@@ -151,12 +153,16 @@ class Worker(LoggingConfigurable):
         if topic == QUEUE:
             self._wake.set()
         elif topic.startswith(STOP):
-            job = self._jobs.get(topic.removeprefix(STOP))
-            if job and not job.stopping:
-                job.stopping = True
-                if job.task:
-                    job.task.cancel()
+            self._interrupt(topic.removeprefix(STOP))
             self._wake.set()
+
+    def _interrupt(self, launch: str) -> None:
+        """Somebody wants this launch to end."""
+        job = self._jobs.get(launch)
+        if job and not job.stopping:
+            job.stopping = True
+            if job.task:
+                job.task.cancel()
 
     async def _rounds(self) -> None:
         while True:
@@ -189,6 +195,8 @@ class Worker(LoggingConfigurable):
         for record in records:
             if record.id not in known:
                 self._take_up(record, resumed=record.id not in fresh)
+            elif record.stop_by:  # in case that was not heard
+                self._interrupt(record.id)
 
     def _take_up(self, record: LaunchRecord, resumed: bool) -> None:
         job = self._jobs[record.id] = _Job(record, resumed)
@@ -197,9 +205,10 @@ class Worker(LoggingConfigurable):
 
     def _done(self, launch: str, task: asyncio.Task[None]) -> None:
         self._jobs.pop(launch, None)
-        if not task.cancelled() and task.exception():
+        if not task.cancelled() and task.exception():  # the next sign of life takes it up again
             self.log.error("Launch %s: a bug", launch, exc_info=task.exception())
-        self._wake.set()
+        else:
+            self._wake.set()
 
     async def _settle_due(self) -> None:
         """Expire what has waited too long, warn of the end of a lifetime, and have it come."""
@@ -243,10 +252,9 @@ class Worker(LoggingConfigurable):
             self._wake.set()  # somebody else may have died
 
     async def _superseded(self) -> None:
-        for job in list(self._jobs.values()):
-            if job.task:
-                job.task.cancel()
-        await asyncio.gather(*(job.task for job in list(self._jobs.values()) if job.task), return_exceptions=True)
+        self._closing = True
+        await self._cancelled([job.task for job in self._jobs.values() if job.task])
+        self._closing = False
         if self._store.database.on_sqlite and await self._store.replicas():
             self.log.error("Another jhlauncher uses the database %s; this one ends.", self._store.database.label)
             self.superseded.set()

@@ -84,10 +84,12 @@ class LauncherProcess:
 class Client:
     """A platform that asks again until it is answered, as platforms do."""
 
-    def __init__(self, hub: RealHub, *urls: str) -> None:
+    def __init__(self, hub: RealHub, *urls: str, token: str = "") -> None:
         self.urls = list(urls)
         self._client = aiohttp.ClientSession(
-            headers={"Authorization": f"token {hub.platform_token}"}, timeout=aiohttp.ClientTimeout(60)
+            headers={"Authorization": f"token {token or hub.platform_token}"},
+            timeout=aiohttp.ClientTimeout(60),
+            connector=aiohttp.TCPConnector(limit=0),
         )
 
     async def close(self) -> None:

@@ -129,7 +129,7 @@ class RealHub:
         """What runs the Hub, in its folder."""
         return [sys.executable, "-m", "jupyterhub", "--config", "jupyterhub_config.py"]
 
-    def start(self) -> None:
+    def begin(self) -> None:
         """Start the Hub's process, and wait until its launcher is ready."""
         log = self.folder / "hub.log"
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -143,7 +143,7 @@ class RealHub:
             )
         self._wait(self.process, log)
 
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+    def end(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End the process; it stops its servers unless it is killed."""
         self.process.send_signal(how)
         self.process.wait(60)
@@ -152,10 +152,10 @@ class RealHub:
     def running(self) -> Iterator[RealHub]:
         """The Hub, up and with its launcher ready."""
         try:
-            self.start()
+            self.begin()
             yield self
         finally:
-            self.stop()
+            self.end()
 
     def _wait(self, process: subprocess.Popen[bytes], log: Path) -> None:
         deadline = time.monotonic() + 60

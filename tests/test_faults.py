@@ -80,8 +80,8 @@ async def test_hub_killed_in_the_middle(hub: RealHub, database_url: str):
     async with running(LauncherProcess(hub, database_url)) as client:
         work = asyncio.create_task(see_through(client, users, ended))
         await some_are_starting(client)
-        hub.stop(signal.SIGKILL)
-        await asyncio.to_thread(hub.start)
+        hub.end(signal.SIGKILL)
+        await asyncio.to_thread(hub.begin)
         counts = await check_accounts(hub, await work)
     assert counts["ready"] == 40, counts
     assert counts["cancelled"] + counts["stopped"] == 10
@@ -120,3 +120,25 @@ async def some_are_starting(client: Client) -> None:
         _, page = await client.request("GET", "launches?state=starting")
         if len(page["items"]) >= 5:
             return
+
+
+async def test_three_hundred_at_once_and_one_in_the_middle(tmp_path: Path):
+    """A class at nine o'clock: a queue, not 280 errors; who comes meanwhile waits for one slot, not for the class."""
+    limit = "c.JupyterHub.concurrent_spawn_limit = 20\n"
+    with hub_with_light_servers(tmp_path, seconds=0.5, more=limit).running() as hub:
+        async with running(LauncherProcess(hub, f"sqlite:///{tmp_path}/launches.sqlite")) as client:
+            users = [f"user{n:03}" for n in range(300)]
+            ids = await asyncio.gather(*map(client.launch, users))
+            other = Client(hub, *client.urls, token=hub.admin_token)
+            try:
+                late = await other.settled(await other.launch("late"), timeout=300)
+            finally:
+                await other.close()
+            launches = await asyncio.gather(*(client.settled(launch, timeout=300) for launch in ids))
+            counts = await check_accounts(hub, dict(zip(users, launches, strict=True)))
+    assert counts == {"ready": 300}, counts
+    assert late["state"] == "ready"
+    ahead = [launch for launch in launches if late["created"] < launch["started"] < late["started"]]
+    assert len(ahead) <= 20, "it had to wait for more than the slots that were taken"
+    behind = [launch for launch in launches if launch["started"] > late["started"]]
+    assert behind, "the class was through before it came: this says nothing"
