@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from jhlauncher.install import free_port
+from jhlauncher.ports import free_port
 from tests.fake_hub import PLATFORM_TOKEN, SERVICE_TOKEN, FakeHub
 
 

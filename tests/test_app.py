@@ -24,7 +24,7 @@ from tornado.netutil import bind_unix_socket, ssl_options_to_context
 
 from jhlauncher import __version__
 from jhlauncher.app import LauncherApp
-from jhlauncher.install import free_port
+from jhlauncher.ports import free_port
 from tests.conftest import running_service, until
 from tests.fake_hub import PLATFORM_TOKEN, SERVICE_TOKEN, FakeHub, FakeServer
 

@@ -21,6 +21,7 @@ FLOORS = {
     "signing": 0,
     "bell": 0,
     "failures": 0,
+    "ports": 0,
     "records": 0,
     "tables": 0,
     "migrations": 0,

@@ -15,6 +15,7 @@ from traitlets import Bool, Dict, List, Unicode, default, observe
 
 from ..failures import MAX_LINES, Evidence, Failure, ended
 from ..models import Cpu, Gpu, Memory, Volume
+from ..ports import free_port
 from ..spawner import LauncherSpawnerMixin
 
 
@@ -29,6 +30,7 @@ class LauncherLocalSpawner(LauncherSpawnerMixin, SimpleLocalProcessSpawner):  # 
     if TYPE_CHECKING:
         popen_kwargs: dict[str, Any]
         proc: subprocess.Popen[bytes]
+        port: int
 
     environments = Dict(
         help="""What the images are: {name: {"cmd": [...], "environment": {...}}}; both keys may be left out.
@@ -81,8 +83,10 @@ class LauncherLocalSpawner(LauncherSpawnerMixin, SimpleLocalProcessSpawner):  # 
         return str(self.user.escaped_name)
 
     async def start(self) -> Any:
-        """Start with only this launch's mounts."""
+        """Start with only this launch's mounts, on a port that no connection takes meanwhile."""
         self._unlink_mounts()
+        if not self.port:
+            self.port = free_port()
         self._made = asyncio.Event()
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         with self._log_file.open("wb") as log:
