@@ -44,7 +44,7 @@ from .queue import Pace, StartBound
 from .records import BatchEvent, BatchRecord, LaunchEvent, LaunchRecord, Limit
 from .rules import Rule, Template
 from .signing import Signer
-from .starting import Starter, name_of, stopping, title_of
+from .starting import Starter, launch_id, name_of, stopping, title_of
 from .stopping import Stopper
 from .store import Store
 from .tables import launches
@@ -535,8 +535,9 @@ class Launcher(LoggingConfigurable):
         if launch:
             await self._store.ask_to_stop(launch.id, caller.label)
             await self._end_of(launch)
-        if await self._hub.active_server(user, server):
-            await self._stopper.stop(user, server)
+        server_model = await self._hub.active_server(user, server)
+        if server_model and (not launch or launch_id(server_model) == launch.id):
+            await self._stopper.stop(user, server, launch_id(server_model))
 
     async def _end_of(self, launch: LaunchRecord) -> None:
         try:

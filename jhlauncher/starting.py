@@ -261,9 +261,15 @@ class Starter(LoggingConfigurable):
         )
 
 
+def launch_id(server: JsonObject) -> str | None:
+    """The id of the launch that has started the server."""
+    found: str | None = _launch_options(server).get("id")
+    return found
+
+
 def is_ours(server: JsonObject, launch: Launch) -> bool:
     """Whether this launch has started the server."""
-    return bool(_launch_options(server).get("id") == launch.id)
+    return launch_id(server) == launch.id
 
 
 async def _ignore(event: ProgressEvent) -> None:

@@ -8,7 +8,7 @@ from traitlets.config import LoggingConfigurable
 
 from .errors import StopFailed
 from .hub import Hub
-from .starting import title_of
+from .starting import launch_id, title_of
 
 
 class Stopper(LoggingConfigurable):
@@ -27,8 +27,13 @@ class Stopper(LoggingConfigurable):
         for task in self._stops.values():
             task.cancel()
 
-    async def stop(self, user: str, server: str) -> None:
+    async def stop(self, user: str, server: str, launch: str | None = None) -> None:
         """Stop a server and revoke its tokens; that goes on even if whoever asked goes away.
+
+        Args:
+            user: whose it is.
+            server: its name.
+            launch: the id of its launch: another one's is left alone.
 
         Raises:
             StopFailed: it has not stopped in time.
@@ -38,11 +43,13 @@ class Stopper(LoggingConfigurable):
         key = (user, server)
         task = self._stops.get(key)
         if task is None:
-            task = self._stops[key] = asyncio.create_task(self._stop_and_revoke(user, server), name=f"stop {key}")
+            task = self._stops[key] = asyncio.create_task(
+                self._stop_and_revoke(user, server, launch), name=f"stop {key}"
+            )
             task.add_done_callback(lambda task: (self._stops.pop(key), task.cancelled() or task.exception()))
         await asyncio.shield(task)
 
-    async def _stop_and_revoke(self, user: str, server: str) -> None:
+    async def _stop_and_revoke(self, user: str, server: str, launch: str | None) -> None:
         try:
             async with asyncio.timeout(self._timeout):
                 delay = 0.1
@@ -52,6 +59,8 @@ class Stopper(LoggingConfigurable):
                 while model := await self._hub.active_server(user, server):
                     await asyncio.sleep(delay)
                     delay = min(delay * 2, 5)
+                    if launch is not None and launch_id(model) != launch:
+                        break  # the next start of this server
                     if model["pending"] != "stop":
                         await self._hub.stop_server(user, server)
         except TimeoutError:

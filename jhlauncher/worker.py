@@ -432,7 +432,7 @@ class Worker(LoggingConfigurable):
     async def _stop(self, launch: Launch) -> None:
         while True:
             try:
-                return await self._stopper.stop(launch.user, launch.server)
+                return await self._stopper.stop(launch.user, launch.server, launch.id)
             except StopFailed as error:
                 self.log.warning("Launch %s: %s", launch.id, error.message)
 
@@ -503,10 +503,9 @@ class Worker(LoggingConfigurable):
     async def server_ended(self, launch: str) -> None:
         """The Hub says that the server of a launch has ended, whoever stopped it."""
         record = await self._store.get(launch)
-        if record and record.state == "ready":
-            data = {"message": "The server has ended", "by": record.stop_by}
-            state: State = "expired" if record.stop_by == LIFETIME else "stopped"
-            await self._store.change(launch, state, data, unless=(*FINAL, "queued", "starting"))
+        if record and record.state == "ready" and not record.stop_by:  # what we stop ends when the Hub is through
+            data = {"message": "The server has ended"}
+            await self._store.change(launch, "stopped", data, unless=(*FINAL, "queued", "starting"))
 
     async def _reconciling(self) -> None:
         """Notice the end of servers that nobody told us of."""
