@@ -442,24 +442,23 @@ class Store(LoggingConfigurable):
     async def ask_to_stop(self, launch: str, by: str) -> LaunchRecord | None:
         """Note that somebody wants its end; one that waits has it at once. The launch as it is then."""
 
-        async def work(connection: AsyncConnection) -> LaunchRecord | None:
+        async def work(connection: AsyncConnection) -> tuple[LaunchRecord | None, bool]:
             record = await queries.one(connection, launches.c.id == launch)
             if record is None or record.final:
-                return record
-            if record.state == "queued":
+                return record, False
+            waited = record.state == "queued"
+            if waited:
                 data = {"message": "It was cancelled before its turn", "by": by}
                 record = await self._change(connection, record, "cancelled", data, stop_by=by)
             elif not record.stop_by:
                 await connection.execute(launches.update().where(launches.c.id == launch).values(stop_by=by))
                 record = replace(record, stop_by=by)
             await self.database.notify(connection, launch, QUEUE, STOP + launch)
-            return record
+            return record, waited
 
-        before = await self.get(launch)
-        record = await self.database.write(work, alone=True)
+        record, cancelled = await self.database.write(work, alone=True)
         self.database.tell(launch, QUEUE, STOP + launch)
-        if record and before and record.state != before.state:
-            self._observed(record)
+        self._observed(record if cancelled else None)
         return record
 
     async def warn(self, launch: str, end: float) -> None:
