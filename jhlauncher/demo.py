@@ -25,7 +25,7 @@ from traitlets import Bool, Float, TraitError, Unicode
 from traitlets.config import Application
 
 from . import sse
-from .ports import free_port
+from .ports import SERVICES, free_port
 
 _PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 """Commands beside this Python are found even where its virtual environment is not active."""
@@ -155,7 +155,7 @@ class Demo:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        port = free_port()
+        port = free_port(SERVICES)
         platform_token = secrets.token_hex(32)
         self.headers = {"Authorization": f"token {platform_token}"}
         self.hub_url = f"http://127.0.0.1:{port}"
@@ -164,8 +164,8 @@ class Demo:
         config = _CONFIG.substitute(
             folder=folder,
             port=port,
-            hub_port=free_port(),
-            proxy_port=free_port(),
+            hub_port=free_port(SERVICES),
+            proxy_port=free_port(SERVICES),
             platform_token=platform_token,
         )
         (folder / "jupyterhub_config.py").write_text(config)

@@ -19,7 +19,7 @@ from traitlets.config.loader import LazyConfigValue
 from traitlets.utils.importstring import import_item
 
 from .engines import ENGINES, MIXINS
-from .ports import free_port
+from .ports import SERVICES, free_port
 from .signing import KEY_ENV, MANAGED_ENV, MIN_KEY_LENGTH, derive_key
 
 _NEW_SECRET = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -92,7 +92,7 @@ def install_launcher(
     service: dict[str, Any] = {
         "name": name,
         "api_token": token,
-        "url": url or f"http://127.0.0.1:{free_port()}",
+        "url": url or f"http://127.0.0.1:{free_port(SERVICES)}",
         "display": False,  # nothing there for a person yet
     }
     if urlsplit(service["url"]).port is None:

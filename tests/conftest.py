@@ -18,7 +18,7 @@ from traitlets.config import Config
 
 from jhlauncher import sse
 from jhlauncher.app import LauncherApp
-from jhlauncher.ports import free_port
+from jhlauncher.ports import SERVICES, free_port
 from tests.engines.report import Table
 from tests.fake_hub import PLATFORM_TOKEN, SERVICE_TOKEN, FakeHub
 from tests.postgres import Postgres
@@ -122,7 +122,7 @@ async def running_service(hub: FakeHub, **sections: dict[str, Any]) -> AsyncIter
     config = Config({name: Config(values) for name, values in sections.items()})
     config.Hub.setdefault("api_url", hub.api_url)
     config.Hub.setdefault("api_token", SERVICE_TOKEN)
-    config.LauncherApp.setdefault("bind_url", f"http://127.0.0.1:{free_port()}")
+    config.LauncherApp.setdefault("bind_url", f"http://127.0.0.1:{free_port(SERVICES)}")
     app = LauncherApp(config=config)
     app.initialize([])
     connector = aiohttp.TCPConnector(limit=0)

@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from jhlauncher.ports import free_port
+from jhlauncher.ports import SERVICES, free_port
 from tests.real_hub import SIGNING_KEY, RealHub
 
 PREFIX = "/services/second-launcher/"
@@ -53,7 +53,7 @@ class LauncherProcess:
         self.hub = hub
         self.folder = hub.folder / name
         self.folder.mkdir(exist_ok=True)
-        self.port = free_port()
+        self.port = free_port(SERVICES)
         self.url = f"http://127.0.0.1:{self.port}{PREFIX}"
         (self.folder / "jhlauncher_config.py").write_text(
             "c = get_config()\nc.Hub.auth_cache_seconds = 600\n" + settings
@@ -103,7 +103,7 @@ class Client:
             url = self.urls[attempt % len(self.urls)] + path
             try:
                 async with self._client.request(method, url, headers=headers, **kwargs) as response:
-                    body = await response.json() if response.content_type == "application/json" else None
+                    body = await response.json() if response.status != 204 else None
                     if response.status not in (502, 503):
                         return response.status, body
             except aiohttp.ClientError:
@@ -130,8 +130,12 @@ class Client:
 
     async def end(self, launch: str) -> None:
         """Cancel or stop it, and see it end."""
-        while (await self.request("DELETE", f"launches/{launch}?wait=20"))[0] != 204:
-            pass
+        for _ in range(10):
+            status, body = await self.request("DELETE", f"launches/{launch}?wait=20")
+            assert status in (202, 204), body
+            if status == 204:
+                return
+        raise AssertionError(f"{launch} does not end: {body}")
 
 
 async def check_accounts(hub: RealHub, launches: dict[str, Any]) -> Counter[str]:

