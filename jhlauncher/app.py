@@ -25,21 +25,10 @@ from traitlets.config import Application, Configurable
 
 from . import environment
 from ._version import __version__
-from .audit import Audit
-from .database import Database
-from .feed import Feed
 from .handlers import ROUTES
 from .handlers.base import NotFoundHandler, Services
-from .hub import Hub
-from .launcher import Launcher
-from .metrics import Metrics
-from .policy import Policy
-from .progress import Progress
-from .queue import Pace, StartBound
-from .signing import KEY_ENV, MANAGED_ENV, Signer, derive_key
-from .starting import Starter
-from .store import Store
-from .worker import Worker
+from .parts import CONFIGURABLE, Parts
+from .signing import KEY_ENV, MANAGED_ENV
 
 # more than any body that is allowed, since the handlers count themselves and answer with our error's shape
 _SERVER_BODY_LIMIT = 100 * 1024 * 1024
@@ -55,7 +44,7 @@ class LauncherApp(Application):
     name = "jhlauncher"
     version = __version__
     description = __doc__ or ""
-    classes = [Hub, Database, Store, Policy, Progress, StartBound, Feed, Starter, Launcher, Worker]
+    classes = CONFIGURABLE
     subcommands = {
         "demo": ("jhlauncher.demo.DemoApp", "A JupyterHub with the launcher, on this machine, to try it."),
         "upgrade-db": ("jhlauncher.upgrade.UpgradeDatabase", "Bring the database to the schema of this version."),
@@ -186,41 +175,9 @@ class LauncherApp(Application):
         _check_url("the address to listen on", self.bind_url, with_port=True)
         if self.public_url:
             _check_url("JupyterHub's public URL", self.public_url)
-        self.hub = Hub(parent=self)
-        self.hub.validate_settings()
-        try:
-            signer = Signer(self.signing_key or derive_key(self.hub.api_token))
-        except ValueError as error:
-            raise TraitError(f"LauncherApp.signing_key: {error}") from None
-        self.database = Database(parent=self)
-        self.database.validate_settings()
-        store = Store(parent=self, database=self.database)
-        metrics, audit = Metrics(), Audit(parent=self)
-        self.hub.observers.append(metrics.hub_request)
-        store.observers += [metrics.changed, audit.changed]
-        bound, pace = StartBound(parent=self), Pace()
-        feed = Feed(parent=self, store=store, bound=bound, pace=pace)
-        self.progress = Progress(parent=self, hub=self.hub)
-        starter = Starter(parent=self, hub=self.hub, progress=self.progress, signer=signer)
-        launcher = Launcher(
-            parent=self,
-            hub=self.hub,
-            policy=Policy(parent=self),
-            store=store,
-            feed=feed,
-            starter=starter,
-            bound=bound,
-            pace=pace,
-            signer=signer,
-            measure=metrics.phase,
-        )
+        self.parts = Parts(self, self.signing_key)
         self.services = Services(
-            hub=self.hub,
-            launcher=launcher,
-            signer=signer,
-            store=store,
-            bound=bound,
-            metrics=metrics,
+            parts=self.parts,
             authenticate_prometheus=self.authenticate_prometheus,
             prefix=self.prefix,
             service_name=self.service_name,
@@ -276,8 +233,8 @@ class LauncherApp(Application):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         _watch_parent(stopping)
         async with self.running() as server:
-            self.log.info("Listening on %s%s for JupyterHub at %s", self.bind_url, self.prefix, self.hub.api_url)
-            ends = [asyncio.create_task(event.wait()) for event in (stopping, self.services.launcher.worker.superseded)]
+            self.log.info("Listening on %s%s for JupyterHub at %s", self.bind_url, self.prefix, self.parts.hub.api_url)
+            ends = [asyncio.create_task(event.wait()) for event in (stopping, self.parts.worker.superseded)]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             for end in ends:
                 end.cancel()
@@ -290,23 +247,18 @@ class LauncherApp(Application):
     @asynccontextmanager
     async def running(self) -> AsyncIterator[HTTPServer]:
         """All parts and the HTTP server while they run; closed in reverse."""
-        async with AsyncExitStack() as parts:
-            await self.database.start()
-            parts.push_async_callback(self.database.stop)
-            await self.hub.start()
-            parts.push_async_callback(self.hub.stop)
-            parts.push_async_callback(self.progress.stop)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.parts.connected())
             server = self._listen()
-            parts.push_async_callback(self.services.keepalive.stop)
-            parts.push_async_callback(server.close_all_connections)
-            parts.callback(server.stop)
-            await self.services.launcher.start()
-            parts.push_async_callback(self.services.launcher.close)
+            stack.push_async_callback(self.services.keepalive.stop)
+            stack.push_async_callback(server.close_all_connections)
+            stack.callback(server.stop)
+            await stack.enter_async_context(self.parts.working())
             yield server
 
     def _listen(self) -> HTTPServer:
         url = urlsplit(self.bind_url)
-        context = self.hub.ssl_context(ssl.Purpose.CLIENT_AUTH) if url.scheme == "https" else None
+        context = self.parts.hub.ssl_context(ssl.Purpose.CLIENT_AUTH) if url.scheme == "https" else None
         if url.scheme == "https" and context is None:
             raise TraitError(f"to listen on {self.bind_url}, a key and a certificate are needed")
         server = HTTPServer(

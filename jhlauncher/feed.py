@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator
 from traitlets import Float
 from traitlets.config import LoggingConfigurable
 
+from .batches import Batches
 from .bell import Bell
 from .errors import NotFound, StoreUnavailable
 from .queue import Line, Pace, StartBound
@@ -37,9 +38,10 @@ class Feed(LoggingConfigurable):
         1, min=0.01, help="Seconds between two looks at the queue, for the positions of those who listen."
     ).tag(config=True)
 
-    def __init__(self, store: Store, bound: StartBound, pace: Pace, **kwargs: object) -> None:
+    def __init__(self, store: Store, batches: Batches, bound: StartBound, pace: Pace, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self._store = store
+        self._batches = batches
         self._bound = bound
         self._pace = pace
         self._listeners: dict[str, _Listeners] = {}
@@ -99,10 +101,10 @@ class Feed(LoggingConfigurable):
             while True:
                 rung = listeners.bell.listen()
                 with contextlib.suppress(StoreUnavailable):
-                    for event in await self._store.batch_events(batch, after):
+                    for event in await self._batches.events_of(batch, after):
                         yield event
                         after = event.seq
-                    if all(record.final for record in await self._store.launches_of(batch)):
+                    if all(record.final for record in await self._batches.launches_of(batch)):
                         return
                 await rung.wait()
         finally:

@@ -5,8 +5,8 @@ How a launch goes::
     scopes -> policy -> user (created if need be) -> kept in the store -> its turn -> started at the Hub
            -> a token for this server -> ready -> stopped
 
-The first line is done here, while the caller waits; the second is `jhlauncher.worker`'s. A caller that wants to see the
-second follows the events (`jhlauncher.feed`): `Launcher.wait` does that for one who asked for a server, not a launch.
+The first line is done here, while the caller waits; the second is `jhlauncher.lifecycle`'s. A caller that wants to
+see it follows the events (`jhlauncher.feed`): `Launcher.wait` does that for one who asked for a server, not a launch.
 """
 
 from __future__ import annotations
@@ -17,21 +17,19 @@ import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import sqlalchemy as sa
 from traitlets import Float, Integer, default
 from traitlets.config import LoggingConfigurable
 
 from . import environment
+from .access import READ, START, STOP, Access, out_of_reach
+from .batches import Batches
 from .errors import (
     CallerError,
-    Forbidden,
-    InvalidRequest,
     LauncherError,
     NotFound,
-    PolicyDenied,
     ServerConflict,
     StopFailed,
     restored,
@@ -39,42 +37,16 @@ from .errors import (
 from .feed import Feed
 from .hub import Hub, JsonObject
 from .models import BatchRequest, Caller, Launched, LaunchRequest, ProgressEvent
-from .policy import Decision, Policy
-from .queue import Pace, StartBound
-from .records import BatchEvent, BatchRecord, LaunchEvent, LaunchRecord, Limit
-from .rules import Rule, Template
+from .planning import Planner
+from .reconciler import Reconciler
+from .records import BatchEvent, BatchRecord, LaunchEvent, LaunchRecord
 from .signing import Signer
-from .starting import Starter, launch_id, name_of, stopping, title_of
+from .starting import launch_id, stopping, title_of
 from .stopping import Stopper
 from .store import Store
 from .tables import launches
-from .worker import Worker
 
 Report = Callable[[ProgressEvent], Awaitable[None]]
-
-# a scope's name before JupyterHub 6, where one scope was for all three
-START, STOP, READ = ("start:servers", "servers"), ("delete:servers", "servers"), ("read:servers", "servers")
-
-
-@dataclass(frozen=True)
-class _Target:
-    """Whose server it is about; the caller's scopes cover it."""
-
-    user: str
-    groups: frozenset[str] = frozenset()
-    known: bool = False
-    """The Hub is known to have this user."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a caller may ask for."""
-
-    rule: Rule
-    """The one that decides."""
-    templates: dict[str, Template]
-    limits: list[dict[str, Any]]
-    """With what is used of each."""
 
 
 class Launcher(LoggingConfigurable):
@@ -108,48 +80,25 @@ class Launcher(LoggingConfigurable):
     def __init__(
         self,
         hub: Hub,
-        policy: Policy,
+        access: Access,
+        planner: Planner,
         store: Store,
+        batches: Batches,
         feed: Feed,
-        starter: Starter,
-        bound: StartBound,
-        pace: Pace,
+        reconciler: Reconciler,
         signer: Signer,
-        measure: Callable[[str, float], None],
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self._hub = hub
-        self._policy = policy
+        self._access = access
+        self._planner = planner
         self._store = store
+        self._batches = batches
         self._feed = feed
+        self._reconciler = reconciler
         self._signer = signer
-        self._stopper = Stopper(parent=self, hub=hub, timeout=self.stop_timeout)
-        self.worker = Worker(
-            parent=self,
-            hub=hub,
-            store=store,
-            feed=feed,
-            bound=bound,
-            pace=pace,
-            starter=starter,
-            stopper=self._stopper,
-            signer=signer,
-            start_timeout=self.start_timeout,
-            token_lifetime=self.token_lifetime,
-            measure=measure,
-        )
-
-    async def start(self) -> None:
-        """Go on with what there is."""
-        await self._feed.start()
-        await self.worker.start()
-
-    async def close(self) -> None:
-        """Leave what is under way to the next process, or to another replica."""
-        await self._stopper.close()
-        await self.worker.stop()
-        await self._feed.stop()
+        self.stopper = Stopper(parent=self, hub=hub, timeout=self.stop_timeout)
 
     # -- launching
 
@@ -209,59 +158,6 @@ class Launcher(LoggingConfigurable):
                     await report(ProgressEvent(progress=0, message=event.data["message"], phase="queued"))
         raise restored(event.data) if "status" in event.data else _ended_early(record)
 
-    async def plan(self, caller: Caller, request: LaunchRequest) -> dict[str, Any]:
-        """What would become of a request, as of now; nothing is started, kept or created.
-
-        Raises:
-            Forbidden: the caller's scopes do not reach the server.
-
-        """
-        try:
-            user, decision = await self._decide(caller, request, create_user=False)
-        except (PolicyDenied, InvalidRequest) as error:
-            rule = error.details.get("rule")
-            return {"decision": "refuse", "rule": rule, "spec": None, "error": error.as_dict()}
-        record = self._record(caller, request, user, decision)
-        place, obstacle = await self._store.would_be(record)
-        plan: dict[str, Any] = {
-            "decision": "refuse" if obstacle else "queue" if place > 1 else "start",
-            "username": user,
-            "rule": decision.rule,
-            "spec": decision.spec,
-            "lifetime": decision.lifetime,
-            "limits": await self._limits(decision.limits),
-        }
-        if obstacle:
-            return {**plan, "error": obstacle.as_dict()}
-        return {**plan, "position": place, "estimate": self._feed.estimate(place)}
-
-    async def options(self, caller: Caller, user: str, server: str) -> Options:
-        """What a caller may ask for this server.
-
-        Raises:
-            Forbidden: the caller's scopes do not reach the server.
-            PolicyDenied: no rule is for the caller.
-
-        """
-        target = await self._target(caller, user, server, START, self._policy.needs_groups)
-        rule = self._policy.rule_for(caller, target.user, target.groups)
-        limits = await self._limits(rule.limits_for(target.user, target.groups))
-        return Options(rule, self._policy.templates_for(rule), limits)
-
-    async def _limits(self, limits: list[Limit]) -> list[dict[str, Any]]:
-        """Limits, with what is used of each."""
-        used = await self._store.usage({limit.key for limit in limits})
-        return [
-            {
-                "key": limit.key,
-                "resource": limit.resource,
-                "most": limit.most,
-                "used": used.get(limit.key, {}).get(limit.resource, 0),
-                "when_full": "queue" if limit.wait else "refuse",
-            }
-            for limit in limits
-        ]
-
     async def _launched(self, launch: str) -> Launched:
         record = await self._store.get(launch)
         if not record or not record.token:
@@ -279,37 +175,9 @@ class Launcher(LoggingConfigurable):
         self, caller: Caller, request: LaunchRequest, key: str | None, waits: float | None
     ) -> LaunchRecord:
         """The launch as it will be kept; the user exists."""
-        user, decision = await self._decide(caller, request, create_user=True)
+        record = await self._planner.prepared(caller, request)
         wait_until = time.time() + min(request.queue_timeout or self.queue_timeout, waits or math.inf)
-        record = self._record(caller, request, user, decision)
         return replace(record, idempotency_key=key, due=wait_until, wait_until=wait_until)
-
-    def _record(self, caller: Caller, request: LaunchRequest, user: str, decision: Decision) -> LaunchRecord:
-        return LaunchRecord(
-            caller=caller.label,
-            username=user,
-            server_name=request.server_name,
-            spec=decision.spec.model_copy(update={"env": {}}),
-            env=self._signer.seal(decision.spec.env) if decision.spec.env else None,
-            rule=decision.rule,
-            share=decision.share,
-            weight=decision.weight,
-            limits=decision.limits,
-            keys=decision.keys,
-            lifetime=decision.lifetime,
-            template=request.template,
-            request=self._signer.fingerprint(request.model_dump(mode="json")),
-        )
-
-    async def _decide(self, caller: Caller, request: LaunchRequest, *, create_user: bool) -> tuple[str, Decision]:
-        """The user's name and what the policy says."""
-        server = request.server_name
-        target = await self._target(caller, request.username, server, START, self._policy.needs_groups)
-        decision = self._policy.authorise(caller, target.user, target.groups, request)
-        user = await self._ensure_user(caller, target, request) if create_user else target.user
-        if user != target.user:
-            decision = self._policy.authorise(caller, user, frozenset(), request)
-        return user, decision
 
     async def _is_outdated(self, conflict: ServerConflict) -> bool:
         """Whether the launch in the way is over, and nobody has told us."""
@@ -322,7 +190,7 @@ class Launcher(LoggingConfigurable):
         if server and server["pending"] == "stop":
             raise stopping(other.username, other.server_name)
         if not server:
-            await self.worker.server_ended(other.id)
+            await self._reconciler.server_ended(other.id)
         return not server
 
     # -- launches
@@ -335,7 +203,7 @@ class Launcher(LoggingConfigurable):
 
         """
         record = await self._store.get(launch)
-        if record and (record.caller == caller.label or await self._reaches(caller, record, READ)):
+        if record and (record.caller == caller.label or await self._access.reaches(caller, record, READ)):
             return record
         raise NotFound("There is no such launch.", reason="launch_not_found")
 
@@ -369,24 +237,8 @@ class Launcher(LoggingConfigurable):
             conditions.append(launches.c.created >= since)
         if until is not None:
             conditions.append(launches.c.created < until)
-        records = await self._store.find(await self._visible(caller), *conditions, before=before, most=most + 1)
+        records = await self._store.find(await self._access.visible(caller), *conditions, before=before, most=most + 1)
         return records[:most], (records[most - 1].seq if len(records) > most else None)
-
-    async def _visible(self, caller: Caller) -> sa.ColumnElement[bool]:
-        """Condition: the launches that a caller may see."""
-        if not caller.scopes.isdisjoint(READ):
-            return sa.true()
-        users: set[str] = set()
-        reached = [launches.c.caller == caller.label]
-        for scope in READ:
-            users |= caller.filters(scope, "user")
-            groups = caller.filters(scope, "group")
-            if groups:
-                users |= await self._hub.members(groups)
-            for server in caller.filters(scope, "server"):
-                user, _, name = server.partition("/")
-                reached.append((launches.c.username == user) & (launches.c.server_name == name))
-        return sa.or_(launches.c.username.in_(sorted(users)), *reached)
 
     async def settled(self, record: LaunchRecord, seconds: float) -> LaunchRecord:
         """The launch as soon as it is ready or has ended, or as it is after so many seconds."""
@@ -406,7 +258,7 @@ class Launcher(LoggingConfigurable):
 
     async def token_of(self, caller: Caller, record: LaunchRecord) -> str | None:
         """The server's token, for those who may start the server and so could get one anyway."""
-        if record.token and await self._reaches(caller, record, START):
+        if record.token and await self._access.reaches(caller, record, START):
             token: str = self._signer.unseal(record.token)
             return token
         return None
@@ -434,15 +286,10 @@ class Launcher(LoggingConfigurable):
         record = await self.get(caller, launch)
         if record.final:
             return record
-        if not await self._reaches(caller, record, STOP):
-            raise _out_of_reach(record.username, record.server_name, STOP)
+        if not await self._access.reaches(caller, record, STOP):
+            raise out_of_reach(record.username, record.server_name, STOP)
         self.log.info("Launch %s: to be ended for %s", launch, caller.label)
         return await self._store.ask_to_stop(launch, caller.label) or record
-
-    async def _reaches(self, caller: Caller, record: LaunchRecord, scopes: tuple[str, ...]) -> bool:
-        with contextlib.suppress(Forbidden):
-            return (await self._target(caller, record.username, record.server_name, scopes)).user == record.username
-        return False
 
     # -- batches
 
@@ -460,7 +307,7 @@ class Launcher(LoggingConfigurable):
             idempotency_key=key,
         )
         asked = await asyncio.gather(*(self._asked(caller, one, batch.id) for one in request.launches))
-        return await self._store.add_batch(batch, asked, all_or_none=request.mode == "all")
+        return await self._batches.add(batch, asked, all_or_none=request.mode == "all")
 
     async def _asked(self, caller: Caller, request: LaunchRequest, batch: str) -> LaunchRecord | LauncherError:
         try:
@@ -475,10 +322,10 @@ class Launcher(LoggingConfigurable):
             NotFound: there is none.
 
         """
-        record = await self._store.batch(batch)
+        record = await self._batches.get(batch)
         if not record or (record.caller != caller.label and caller.scopes.isdisjoint(READ)):
             raise NotFound("There is no such batch.", reason="batch_not_found")
-        return record, {launch.id: launch for launch in await self._store.launches_of(batch)}
+        return record, {launch.id: launch for launch in await self._batches.launches_of(batch)}
 
     def follow_batch(self, batch: str, after: int = 0) -> AsyncGenerator[BatchEvent, None]:
         """To which states its launches come, until all have ended."""
@@ -506,7 +353,7 @@ class Launcher(LoggingConfigurable):
             NotFound: there is none.
 
         """
-        target = await self._target(caller, user, server, READ)
+        target = await self._access.target(caller, user, server, READ)
         model = await self._hub.active_server(target.user, server)
         if not model:
             raise _not_running(target.user, server)
@@ -523,13 +370,13 @@ class Launcher(LoggingConfigurable):
             StopFailed: it has not stopped within `stop_timeout`.
 
         """
-        user = (await self._target(caller, user, server, STOP)).user
+        user = (await self._access.target(caller, user, server, STOP)).user
         launch = await self._store.active(user, server)
         running = await self._hub.active_server(user, server)
         if not running and not (launch and launch.state != "ready"):
             await self._hub.revoke_tokens(user, server)  # of a server that somebody else has stopped
             if launch:
-                await self.worker.server_ended(launch.id)
+                await self._reconciler.server_ended(launch.id)
             raise _not_running(user, server)
         self.log.info("Stopping %s/%s for %s", user, server, caller.label)
         if launch:
@@ -537,7 +384,7 @@ class Launcher(LoggingConfigurable):
             await self._end_of(launch)
         server_model = await self._hub.active_server(user, server)
         if server_model and (not launch or launch_id(server_model) == launch.id):
-            await self._stopper.stop(user, server, launch_id(server_model))
+            await self.stopper.stop(user, server, launch_id(server_model))
 
     async def _end_of(self, launch: LaunchRecord) -> None:
         try:
@@ -549,52 +396,6 @@ class Launcher(LoggingConfigurable):
                 f"{title_of(launch.username, launch.server_name)} has not stopped within {self.stop_timeout:g} "
                 "seconds; the Hub goes on trying. Ask for its status."
             ) from None
-
-    # -- for whom
-
-    async def _target(
-        self, caller: Caller, user: str, server: str, scopes: tuple[str, ...], with_groups: bool = False
-    ) -> _Target:
-        """The user as the Hub knows them, if the caller's scopes cover this server of theirs.
-
-        A name with capitals is taken as it is if there is such a user, and else as the Hub's login would have it.
-        """
-        with_groups = with_groups or any(caller.filters_by_group(scope) for scope in scopes)
-        for name in dict.fromkeys((user, user.lower())):
-            target = await self._look_up(caller, name, needed=with_groups or name != name.lower())
-            if target and any(caller.holds(scope, name, server, target.groups) for scope in scopes):
-                return target
-        raise _out_of_reach(user, server, scopes)
-
-    async def _look_up(self, caller: Caller, name: str, needed: bool) -> _Target | None:
-        """This user, with groups if that is ``needed``; None for a name with capitals that nobody has."""
-        if caller.kind == "user" and name == caller.name:
-            return _Target(name, caller.groups, known=True)
-        if not needed:
-            return _Target(name)
-        model = await self._hub.get_user(name)
-        if model:
-            return _Target(name, frozenset(model.get("groups", ())), known=True)
-        return _Target(name) if name == name.lower() else None
-
-    async def _ensure_user(self, caller: Caller, target: _Target, request: LaunchRequest) -> str:
-        """The user's name; creates the user if there is none and the caller may."""
-        if target.known or "admin:users" not in caller.scopes:
-            return target.user
-        created = await self._hub.create_user(request.username)
-        if created is None or created == target.user:
-            return target.user
-        # the Hub's authenticator has names of its own; the caller's scopes must reach that one, too
-        if not any(caller.holds(scope, created, request.server_name) for scope in START):
-            raise Forbidden(f"The Hub calls this user {created}, whom your token's scopes do not reach.")
-        return created
-
-
-def _out_of_reach(user: str, server: str, scopes: tuple[str, ...]) -> Forbidden:
-    return Forbidden(
-        f"Your token's scopes do not reach {name_of(user, server)}: {scopes[0]} is needed for it.",
-        details={"needs": f"{scopes[0]}!server={user}/{server}"},
-    )
 
 
 def _not_running(user: str, server: str) -> NotFound:

@@ -63,6 +63,26 @@ async def next_in_line(connection: AsyncConnection, blocked: set[str], seen: set
     return await _with_keys(connection, [record_of(row) for row in await connection.execute(query)])
 
 
+async def place_of_another(connection: AsyncConnection, share: str, weight: float) -> int:
+    """The place in the queue that another launch of this share would have."""
+    count = sa.select(launches.c.share, launches.c.state, sa.func.count(), sa.func.max(launches.c.weight))
+    rows = await connection.execute(
+        count.where(launches.c.state.in_(("queued", "starting"))).group_by(launches.c.share, launches.c.state)
+    )
+    waiting: dict[str, tuple[int, float]] = {}
+    busy: dict[str, int] = {}
+    for name, state, number, most in rows:
+        if state == "queued":
+            waiting[name] = (number, most)
+        else:
+            busy[name] = number
+    mine = waiting.pop(share, (0, 0))[0] + 1
+    turn = (busy.get(share, 0) + mine) / weight
+    return mine + sum(
+        min(number, max(0, int(turn * other) - busy.get(name, 0))) for name, (number, other) in waiting.items()
+    )
+
+
 async def _with_keys(connection: AsyncConnection, records: list[LaunchRecord]) -> list[LaunchRecord]:
     found: dict[str, list[str]] = {record.id: [] for record in records}
     rows = await connection.execute(sa.select(keys.c.launch, keys.c.key).where(keys.c.launch.in_(found)))

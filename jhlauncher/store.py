@@ -3,15 +3,15 @@
 The store decides what must be decided in one place for all replicas: whether there is room for a launch, which one is
 next, and who works on it. What a launch needs done to it is `jhlauncher.worker`'s.
 
-A replica holds what it works on by its entry in ``replicas``, which it must renew (`alive`). Once that is too old,
-others take over its work (`take_over`), and what it then still writes is ignored: every change says whose it is.
+What a replica writes about a launch that others have taken over meanwhile (`jhlauncher.replicas`) is ignored: every
+change says whose it is.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,9 +21,9 @@ from traitlets.config import LoggingConfigurable
 
 from . import queries
 from .database import Database
-from .errors import BatchRefused, KeyReused, LauncherError, LimitReached, QueueFull, ServerConflict
-from .records import ACTIVE, FINAL, BatchEvent, BatchRecord, LaunchEvent, LaunchRecord, Limit, State
-from .tables import batches, events, keys, launches, replicas
+from .errors import KeyReused, LauncherError, LimitReached, QueueFull, ServerConflict
+from .records import ACTIVE, FINAL, LaunchEvent, LaunchRecord, Limit, State
+from .tables import batches, events, keys, launches
 
 QUEUE = "queue"
 """The topic of changes that may let another launch start."""
@@ -32,6 +32,8 @@ MOVED = "moved"
 
 STOP = "stop "
 """The topic of a launch that somebody wants to end: this and its id."""
+
+KEY_REUSED = "This Idempotency-Key was sent with another request before. Take a new one."
 
 _WAITS = launches.c.state == "queued"
 STARTING = {"message": "It is its turn"}
@@ -50,18 +52,10 @@ class Store(LoggingConfigurable):
         20_000, min=1, help="Launches that may wait at a time; more are refused with 503 and Retry-After."
     ).tag(config=True)
     max_events = Integer(
-        200, min=10, help="Events that are kept of a launch; further progress is shown, but not kept."
+        200, min=10, help="Events that are kept of a launch; further progress is neither kept nor shown."
     ).tag(config=True)
     retention = Float(
         7 * 86400, min=60, help="Seconds for which a launch is kept after its end, with its Idempotency-Key."
-    ).tag(config=True)
-    lease_timeout = Float(
-        15,
-        min=1,
-        help="""Seconds after which others take over the launches of a replica that gives no sign of life.
-
-        It gives one three times as often.
-        """,
     ).tag(config=True)
 
     def __init__(self, database: Database, **kwargs: Any) -> None:
@@ -93,108 +87,37 @@ class Store(LoggingConfigurable):
             raise result
         return result
 
-    async def add_all(self, records: Sequence[LaunchRecord], *, all_or_none: bool = False) -> Added:
-        """`add` for many at once: for each what `add` returns or raises.
-
-        Args:
-            records: of new launches.
-            all_or_none: none is kept if one can't be.
-
-        """
+    async def add_all(self, records: Sequence[LaunchRecord]) -> Added:
+        """`add` for many at once: for each what `add` returns or raises."""
 
         async def work(connection: AsyncConnection) -> Added:
-            results = await self._add_many(connection, records, all_or_none)
+            results = await self.add_within(connection, records)
             await self.database.notify(connection, QUEUE)
             return results
 
         results = await self.database.write(work, alone=True)
-        self._were_added(results)
+        self.tell_added(results)
         return results
 
-    async def _add_many(self, connection: AsyncConnection, records: Sequence[LaunchRecord], all_or_none: bool) -> Added:
-        savepoint = await connection.begin_nested()
+    async def add_within(self, connection: AsyncConnection, records: Sequence[LaunchRecord]) -> Added:
+        """`add_all` as a part of a transaction; `tell_added` is to follow when that is committed."""
         results: Added = []
         waiting = await queries.count(connection, _WAITS)
         for record in records:
             try:
-                results.append(await self._add_one(connection, record, waiting))
-                waiting += results[-1][1]  # type: ignore[index]
+                kept, new = await self._add_one(connection, record, waiting)
+                results.append((kept, new))
+                waiting += new
             except LauncherError as error:
                 results.append(error)
-        if all_or_none and any(isinstance(result, LauncherError) for result in results):
-            await savepoint.rollback()
         return results
 
-    def _were_added(self, results: Added) -> None:
+    def tell_added(self, results: Added) -> None:
+        """Tell all who watch of new launches."""
         self.database.tell(QUEUE)
         for result in results:
             if not isinstance(result, LauncherError) and result[1]:
                 self._observed(result[0])
-
-    async def add_batch(
-        self, batch: BatchRecord, asked: Sequence[LaunchRecord | LauncherError], *, all_or_none: bool
-    ) -> BatchRecord:
-        """Keep a batch and those of its launches that can be accepted; the same request may have come before.
-
-        Raises:
-            BatchRefused: all or none are wanted, and one can't be accepted.
-            KeyReused: another request had its idempotency key.
-
-        """
-
-        async def work(connection: AsyncConnection) -> tuple[BatchRecord, Added]:
-            known = await self._same_batch(connection, batch)
-            if known:
-                return known, []
-            results = iter(
-                added := await self._add_many(connection, [r for r in asked if isinstance(r, LaunchRecord)], False)
-            )
-            items = [_item(next(results) if isinstance(item, LaunchRecord) else item) for item in asked]
-            refused = [{"index": index, **item["error"]} for index, item in enumerate(items) if "error" in item]
-            if refused and all_or_none:
-                text = f"{len(refused)} of the {len(items)} launches can't be accepted, so none was: see details.items."
-                raise BatchRefused(text, details={"items": refused})
-            await connection.execute(batches.insert().values(**asdict(replace(batch, items=items))))
-            await self.database.notify(connection, QUEUE)
-            return replace(batch, items=items), added
-
-        kept, added = await self.database.write(work, alone=True)
-        self._were_added(added)
-        return kept
-
-    async def _same_batch(self, connection: AsyncConnection, batch: BatchRecord) -> BatchRecord | None:
-        if batch.idempotency_key is None:
-            return await _batch(connection, batches.c.id == batch.id)  # this very transaction, done before
-        key = (batches.c.caller == batch.caller) & (batches.c.idempotency_key == batch.idempotency_key)
-        known = await _batch(connection, key)
-        if known and known.request != batch.request:
-            raise _key_reused()
-        return known
-
-    async def batch(self, batch: str) -> BatchRecord | None:
-        """A batch."""
-        return await self.database.read(lambda connection: _batch(connection, batches.c.id == batch))
-
-    async def batch_events(self, batch: str, after: int = 0) -> list[BatchEvent]:
-        """To which states the launches of a batch came, after the event with that number."""
-
-        async def work(connection: AsyncConnection) -> list[BatchEvent]:
-            query = (
-                sa.select(
-                    events.c.seq, events.c.time, events.c.launch,
-                    launches.c.username, launches.c.server_name, events.c.name, events.c.data,
-                )
-                .join(launches, launches.c.id == events.c.launch)
-                .where(launches.c.batch == batch, events.c.seq > after, events.c.name.in_((*ACTIVE, *FINAL)))
-                .order_by(events.c.seq)
-            )  # fmt: skip
-            return [BatchEvent(*row) for row in await connection.execute(query)]
-
-        return await self.database.read(work)
-
-    async def launches_of(self, batch: str) -> list[LaunchRecord]:
-        """The launches of a batch, in order."""
-        return await self.database.read(lambda connection: queries.every(connection, launches.c.batch == batch))
 
     async def _add_one(
         self, connection: AsyncConnection, record: LaunchRecord, waiting: int
@@ -224,7 +147,7 @@ class Store(LoggingConfigurable):
         key = (launches.c.caller == record.caller) & (launches.c.idempotency_key == record.idempotency_key)
         known = await queries.one(connection, key)
         if known and known.request != record.request:
-            raise _key_reused()
+            raise KeyReused(KEY_REUSED)
         return known
 
     async def _check_server_is_free(self, connection: AsyncConnection, record: LaunchRecord) -> None:
@@ -296,39 +219,18 @@ class Store(LoggingConfigurable):
 
         return await self.database.read(work)
 
-    async def would_be(self, record: LaunchRecord) -> tuple[int, LauncherError | None]:
-        """The place in the queue that a new launch would have, and what is in its way."""
+    async def would_be(self, record: LaunchRecord) -> tuple[int, bool, LauncherError | None]:
+        """Of a new launch: its place in the queue, whether a limit would hold it there, and what refuses it."""
 
-        async def work(connection: AsyncConnection) -> LauncherError | None:
+        async def work(connection: AsyncConnection) -> tuple[int, bool, LauncherError | None]:
+            place = await queries.place_of_another(connection, record.share, record.weight)
+            used = await queries.usage(connection, record.keys, _RUNNING)
+            held = not all(queries.fits(limit, record, used) for limit in record.limits)
             try:
                 await self._check_room(connection, record, await queries.count(connection, _WAITS))
             except LauncherError as error:
-                return error
-            return None
-
-        obstacle = await self.database.read(work)
-        return await self.place_in_queue(record.share, record.weight, new=1), obstacle
-
-    async def place_in_queue(self, share: str, weight: float, new: int = 0) -> int:
-        """The place that the latest launch of a share has in the queue, or a new one would have."""
-
-        async def work(connection: AsyncConnection) -> int:
-            count = sa.select(launches.c.share, launches.c.state, sa.func.count(), sa.func.max(launches.c.weight))
-            rows = await connection.execute(
-                count.where(launches.c.state.in_(("queued", "starting"))).group_by(launches.c.share, launches.c.state)
-            )
-            waiting: dict[str, tuple[int, float]] = {}
-            busy: dict[str, int] = {}
-            for name, state, number, most in rows:
-                if state == "queued":
-                    waiting[name] = (number, most)
-                else:
-                    busy[name] = number
-            mine = max(1, waiting.pop(share, (0, 0))[0] + new)
-            turn = (busy.get(share, 0) + mine) / weight
-            return mine + sum(
-                min(number, max(0, int(turn * other) - busy.get(name, 0))) for name, (number, other) in waiting.items()
-            )
+                return place, held, error
+            return place, held, None
 
         return await self.database.read(work)
 
@@ -527,7 +429,7 @@ class Store(LoggingConfigurable):
         """What starts and runs, by key: servers, cpu, memory, gpu."""
         return await self.database.read(lambda connection: queries.usage(connection, of, _RUNNING))
 
-    # -- time and replicas
+    # -- time
 
     async def next_due(self) -> float | None:
         """When the next launch is due."""
@@ -542,64 +444,6 @@ class Store(LoggingConfigurable):
         """Those whose time has come."""
         return await self.database.read(lambda connection: queries.every(connection, launches.c.due <= now))
 
-    async def join(self, replica: str) -> None:
-        """Enter a new replica. On SQLite there is one: the newest, and any other has ended or is about to."""
-
-        async def work(connection: AsyncConnection) -> None:
-            if self.database.on_sqlite:
-                await connection.execute(replicas.delete())
-            until = queries.now(connection) + self.lease_timeout
-            await connection.execute(replicas.insert().values(id=replica, alive_until=until))
-
-        await self.database.write(work)
-
-    async def alive(self, replica: str) -> bool:
-        """Give a sign of life; False if others have taken this replica's place meanwhile."""
-
-        async def work(connection: AsyncConnection) -> bool:
-            until = queries.now(connection) + self.lease_timeout
-            renewed = await connection.execute(
-                replicas.update().where(replicas.c.id == replica).values(alive_until=until)
-            )
-            return renewed.rowcount > 0
-
-        return await self.database.write(work)
-
-    async def replicas(self) -> list[str]:
-        """The ids of those that have joined and are not known to have died."""
-
-        async def work(connection: AsyncConnection) -> list[str]:
-            return list((await connection.execute(sa.select(replicas.c.id))).scalars())
-
-        return await self.database.read(work)
-
-    async def leave(self, replica: str) -> None:
-        """Give back what a replica works on: it ends."""
-
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(launches.update().where(launches.c.owner == replica).values(owner=None))
-            await connection.execute(replicas.delete().where(replicas.c.id == replica))
-            await self.database.notify(connection, QUEUE)
-
-        await self.database.write(work)
-
-    async def take_over(self, replica: str) -> list[LaunchRecord]:
-        """Take what nobody works on: of replicas that are dead or have left, and what is to be stopped."""
-
-        async def work(connection: AsyncConnection) -> list[str]:
-            dead = (replicas.c.alive_until < queries.now(connection)) & (replicas.c.id != replica)
-            await connection.execute(replicas.delete().where(dead))
-            orphaned = launches.c.owner.is_(None) | launches.c.owner.not_in(sa.select(replicas.c.id))
-            to_do = (launches.c.state == "starting") | ((launches.c.state == "ready") & launches.c.stop_by.is_not(None))
-            taken = sa.select(launches.c.id).where(orphaned, to_do).with_for_update(skip_locked=True)
-            ids = list((await connection.execute(taken)).scalars())
-            for launch in ids:
-                await connection.execute(launches.update().where(launches.c.id == launch).values(owner=replica))
-            return ids
-
-        ids = await self.database.write(work)
-        return [record for record in await self.owned(replica) if record.id in ids] if ids else []
-
     async def purge(self) -> int:
         """Forget what ended longer ago than `retention`."""
 
@@ -612,22 +456,6 @@ class Store(LoggingConfigurable):
             return ended
 
         return await self.database.write(work)
-
-
-def _key_reused() -> KeyReused:
-    return KeyReused("This Idempotency-Key was sent with another request before. Take a new one.")
-
-
-def _item(result: tuple[LaunchRecord, bool] | LauncherError) -> dict[str, Any]:
-    """What became of one launch of a batch."""
-    if isinstance(result, LauncherError):
-        return {"error": result.as_dict()}
-    return {"launch": result[0].id}
-
-
-async def _batch(connection: AsyncConnection, where: sa.ColumnElement[bool]) -> BatchRecord | None:
-    row = (await connection.execute(sa.select(batches).where(where))).one_or_none()
-    return BatchRecord(**row._mapping) if row else None
 
 
 def _moved(started: list[LaunchRecord]) -> list[str]:

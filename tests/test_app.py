@@ -51,8 +51,8 @@ def test_environment_of_the_service_before_this_one(monkeypatch: pytest.MonkeyPa
         USER_TOKEN_LIFETIME="600",
         LOG_LEVEL="10",
     )
-    launcher = app.services.launcher
-    assert app.hub.api_url == "http://192.168.0.31:30711/hub/api"
+    launcher = app.parts.launcher
+    assert app.parts.hub.api_url == "http://192.168.0.31:30711/hub/api"
     assert app.public_url == "http://192.168.0.31:30711"
     assert (app.prefix, app.service_name) == ("/services/my-launcher/", "my-launcher")
     assert (launcher.start_timeout, launcher.token_lifetime) == (120, 600)
@@ -61,7 +61,7 @@ def test_environment_of_the_service_before_this_one(monkeypatch: pytest.MonkeyPa
 
 def test_defaults(monkeypatch: pytest.MonkeyPatch):
     app = app_with(monkeypatch)
-    launcher = app.services.launcher
+    launcher = app.parts.launcher
     assert (launcher.start_timeout, launcher.token_lifetime) == (300, 1800)
     assert (app.prefix, app.bind_url, app.public_url) == ("/services/launcher/", "http://127.0.0.1:5000", "")
     assert app.log_level == logging.INFO
@@ -82,7 +82,7 @@ def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
     config.write_text("c = get_config()\nc.Launcher.start_timeout = 7\nc.Policy.images = ['a:*']\n")
     app = app_with(monkeypatch, "--debug", f"--config={config}", LOG_LEVEL="50", STATUS_CHECK_COUNT="3")
     assert app.log_level == logging.DEBUG
-    assert app.services.launcher.start_timeout == 7
+    assert app.parts.launcher.start_timeout == 7
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -192,9 +192,9 @@ def fake_hub(io_loop: IOLoop) -> Iterator[FakeHub]:
 def app(io_loop: IOLoop, fake_hub: FakeHub) -> Iterator[Application]:
     launcher = LauncherApp(config=Config(Hub=Config(api_url=fake_hub.api_url, api_token=SERVICE_TOKEN)))
     launcher.initialize([])
-    io_loop.run_sync(launcher.hub.start)
+    io_loop.run_sync(launcher.parts.hub.start)
     yield launcher.web_application()
-    io_loop.run_sync(launcher.hub.stop)
+    io_loop.run_sync(launcher.parts.hub.stop)
 
 
 def check(response: Any, status: int, reason: str, field: str | None, hub: FakeHub) -> dict[str, Any]:

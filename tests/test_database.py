@@ -114,8 +114,8 @@ async def test_database_that_goes_away(hub: FakeHub, tmp_path: Path):
 
 @pytest.mark.asyncio
 async def test_second_process_takes_a_file_over(hub: FakeHub, tmp_path: Path):
-    settings = {"Database": {"url": f"sqlite:///{tmp_path}/x.sqlite"}, "Store": {"lease_timeout": 1}}
+    settings = {"Database": {"url": f"sqlite:///{tmp_path}/x.sqlite"}, "Replicas": {"lease_timeout": 1}}
     async with running_service(hub, **settings) as first:
         async with running_service(hub, **settings) as second:
-            await first.app.services.launcher.worker.superseded.wait()
+            await first.app.parts.worker.superseded.wait()
             assert (await second.launch())[0] == 200

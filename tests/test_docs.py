@@ -63,6 +63,7 @@ def test_settings_named_in_the_docs_exist():
     classes = {cls.__name__: cls for cls in (*LauncherApp.classes, LauncherApp, *spawners, LauncherSpawnerMixin)}
     text = "".join(DOCS.values())
     for name, trait in re.findall(
-        r"\b(?:c\.)?(Hub|Launcher\w*|Policy|Progress|Store|Database|Worker|StartBound|Feed)\.(\w+)", text
+        r"\b(?:c\.)?(Hub|Launcher\w*|Policy|Progress|Store|Database|Replicas|Lifecycle|Reconciler|StartBound|Feed)\.(\w+)",
+        text,
     ):
         assert trait in classes[name].class_trait_names(), f"{name}.{trait}"

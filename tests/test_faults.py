@@ -102,7 +102,7 @@ async def test_database_restarted_in_the_middle(hub: RealHub, postgres: Postgres
 
 async def test_one_of_two_replicas_killed(hub: RealHub, postgres: Postgres):
     users, ended = names(50)
-    url, settings = postgres.database(), "c.Store.lease_timeout = 3\n"
+    url, settings = postgres.database(), "c.Replicas.lease_timeout = 3\n"
     one, two = (LauncherProcess(hub, url, name, settings) for name in ("one", "two"))
     async with running(one, two) as client:
         work = asyncio.create_task(see_through(client, users, ended))

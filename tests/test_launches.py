@@ -407,7 +407,7 @@ async def test_no_such_launch(service: Service, path: str):
 async def test_nothing_secret_is_kept_in_clear(service: Service, database_url: str):
     launch = await settled(service, await accepted(service, env={"PASSWORD": "very-secret-value"}))
     assert launch["token"]
-    store = service.app.services.launcher._store
+    store = service.app.parts.store
     record = await store.get(launch["id"])
     kept = f"{record} {await store.events_of(launch['id'])}"
     for secret in ("very-secret-value", launch["token"], PLATFORM_TOKEN):

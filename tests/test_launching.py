@@ -401,7 +401,7 @@ async def test_one_upstream_stream_for_many_listeners(service: Service):
     await until(lambda: "GET /users/alice/server/progress" in service.hub.requests)
 
     async def listen() -> list[str]:
-        return [event.message async for event in service.app.progress.follow("alice", "")]
+        return [event.message async for event in service.app.parts.progress.follow("alice", "")]
 
     listeners = [asyncio.create_task(listen()) for _ in range(50)]
     await asyncio.sleep(0)

@@ -12,10 +12,12 @@ import pytest
 import pytest_asyncio
 from traitlets.config import Config
 
+from jhlauncher.batches import Batches
 from jhlauncher.database import Database
-from jhlauncher.errors import KeyReused, LauncherError, LimitReached, QueueFull, ServerConflict
+from jhlauncher.errors import BatchRefused, KeyReused, LauncherError, LimitReached, QueueFull, ServerConflict
 from jhlauncher.models import LaunchSpec
-from jhlauncher.records import LaunchRecord, Limit
+from jhlauncher.records import BatchRecord, LaunchRecord, Limit
+from jhlauncher.replicas import Replicas
 from jhlauncher.store import Store
 
 pytestmark = pytest.mark.asyncio
@@ -42,6 +44,11 @@ async def opened(url: str, **settings: Any) -> AsyncIterator[Store]:
 async def store(database_url: str) -> AsyncIterator[Store]:
     async with opened(database_url) as store:
         yield store
+
+
+@pytest.fixture
+def replicas(store: Store) -> Replicas:
+    return Replicas(store.database)
 
 
 async def added(store: Store, count: int, **values: Any) -> list[LaunchRecord]:
@@ -110,8 +117,9 @@ async def test_all_or_none(store: Store):
     taken = record("user1")
     await store.add(taken)
     batch = [record("user0"), record("user1"), record("user2")]
-    results = await store.add_all(batch, all_or_none=True)
-    assert [isinstance(result, ServerConflict) for result in results] == [False, True, False]
+    with pytest.raises(BatchRefused) as refused:
+        await Batches(store).add(BatchRecord(caller="service:platform", request="hash"), batch, all_or_none=True)
+    assert [item["index"] for item in refused.value.details["items"]] == [1]
     assert await store.counts() == {"queued": 1}
     await store.add_all(batch)
     assert await store.counts() == {"queued": 3}
@@ -141,8 +149,8 @@ async def test_who_has_slots_already_comes_after_who_has_none(store: Store):
     await claim(store, "me", 4)
     (late,) = await added(store, 1, share="b", prefix="b")
     assert (await store.queue_order())[0] == late.id
-    assert await store.place_in_queue("b", 1) == 1
-    assert await store.place_in_queue("a", 1) == 3
+    places = [await store.would_be(record("new", share=share)) for share in ("a", "b", "c")]
+    assert [place for place, _, _ in places] == [4, 2, 2]
 
 
 async def test_given_back_keeps_its_place(store: Store):
@@ -225,38 +233,39 @@ async def test_cancelled_while_waiting(store: Store):
 
 
 async def test_dead_replicas_work_is_taken_over(database_url: str):
-    async with opened(database_url, lease_timeout=1) as store:
+    async with opened(database_url) as store:
+        replicas = Replicas(store.database, lease_timeout=1)
         (launch,) = await added(store, 1)
-        await store.join("dead")
+        await replicas.join("dead")
         await claim(store, "dead", 1)
-        assert await store.take_over("dead") == [], "it is worked on"
+        assert await replicas.take_over("dead") == [], "it is worked on"
         await asyncio.sleep(1.1)  # the lease is a matter of time
-        await store.join("me")
-        (taken,) = await store.take_over("me")
-        assert (taken.id, taken.owner) == (launch.id, "me")
-        assert not await store.alive("dead")
-        assert await store.alive("me")
+        await replicas.join("me")
+        assert await replicas.take_over("me") == [launch.id]
+        assert [taken.id for taken in await store.owned("me")] == [launch.id]
+        assert not await replicas.alive("dead")
+        assert await replicas.alive("me")
         assert await store.append("dead", launch.id, "progress", {}) is None
 
 
-async def test_who_leaves_gives_back(store: Store):
+async def test_who_leaves_gives_back(store: Store, replicas: Replicas):
     (launch,) = await added(store, 1)
-    await store.join("leaving")
+    await replicas.join("leaving")
     await claim(store, "leaving", 1)
-    await store.leave("leaving")
-    await store.join("me")
-    assert [taken.id for taken in await store.take_over("me")] == [launch.id]
+    await replicas.leave("leaving")
+    await replicas.join("me")
+    assert await replicas.take_over("me") == [launch.id]
 
 
-async def test_ready_launch_is_taken_to_be_stopped(store: Store):
+async def test_ready_launch_is_taken_to_be_stopped(store: Store, replicas: Replicas):
     (launch,) = await added(store, 1)
-    await store.join("me")
+    await replicas.join("me")
     await claim(store, "me", 1)
     await store.change(launch.id, "ready", {}, owner="me")
     await store.set_values(launch.id, owner=None)
-    assert await store.take_over("me") == []
+    assert await replicas.take_over("me") == []
     await store.ask_to_stop(launch.id, "user:alice")
-    assert [taken.stop_by for taken in await store.take_over("me")] == ["user:alice"]
+    assert await replicas.take_over("me") == [launch.id]
 
 
 async def test_two_replicas_never_take_the_same(database_url: str):

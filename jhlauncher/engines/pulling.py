@@ -6,6 +6,7 @@ DockerSpawner has one thread for all its calls, which a pull would block for eve
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -74,9 +75,13 @@ class _Pull:
         try:
             self._read()
         except Exception as error:
-            self._loop.call_soon_threadsafe(self._end, error)
+            self._in_loop(self._end, error)
         else:
-            self._loop.call_soon_threadsafe(self._end, None)
+            self._in_loop(self._end, None)
+
+    def _in_loop(self, function: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the Hub has ended, and its loop is closed
+            self._loop.call_soon_threadsafe(function, *args)
 
     def _end(self, error: Exception | None) -> None:
         if self.result.done():
@@ -98,7 +103,7 @@ class _Pull:
                     raise PullFailed(str(event["error"]))
                 layers.take(event)
                 if layers.done >= self.done + 0.01:
-                    self._loop.call_soon_threadsafe(self._tell, layers.done)
+                    self._in_loop(self._tell, layers.done)
         except APIError as error:
             raise PullFailed(str(error.explanation or error)) from error
 

@@ -24,13 +24,8 @@ from ..errors import (
     ShuttingDown,
     Unauthenticated,
 )
-from ..hub import Hub
-from ..launcher import Launcher
-from ..metrics import Metrics
 from ..models import Caller, ModelType, parse
-from ..queue import StartBound
-from ..signing import Signer
-from ..store import Store
+from ..parts import Parts
 from .streams import Keepalive
 
 Result = TypeVar("Result")
@@ -43,12 +38,7 @@ _AUTHORIZATION = re.compile(r"(?:token|bearer)\s+(\S+)\s*", re.IGNORECASE)
 class Services:
     """What the handlers share."""
 
-    hub: Hub
-    launcher: Launcher
-    signer: Signer
-    store: Store
-    bound: StartBound
-    metrics: Metrics
+    parts: Parts
     authenticate_prometheus: bool
     """Whether `metrics` needs the scope read:metrics."""
     prefix: str
@@ -148,7 +138,7 @@ class BaseHandler(RequestHandler):
         match = _AUTHORIZATION.fullmatch(self.request.headers.get("Authorization", ""))
         if not match:
             raise Unauthenticated("Send a JupyterHub token: `Authorization: token ...`.")
-        return await self.services.hub.identify(match[1])
+        return await self.services.parts.hub.identify(match[1])
 
     async def _admitted(self) -> Caller:
         caller = await self.authenticate()

@@ -44,7 +44,7 @@ class BatchesHandler(BatchHandler):
     async def post(self) -> None:
         """Accept many launches."""
         request = self.body(BatchRequest)
-        launcher = self.services.launcher
+        launcher = self.services.parts.launcher
         batch = await launcher.submit_batch(self.caller, request, self.idempotency_key())
         _, found = await launcher.get_batch(self.caller, batch.id)
         self.set_header("Location", f"{self.services.prefix}batches/{batch.id}")
@@ -56,17 +56,17 @@ class OneBatchHandler(BatchHandler):
 
     async def get(self, batch: str) -> None:
         """Tell about it."""
-        record, found = await self.services.launcher.get_batch(self.caller, batch)
+        record, found = await self.services.parts.launcher.get_batch(self.caller, batch)
         self.answer((await self.batch_view(record, found)).model_dump(mode="json"))
 
     async def delete(self, batch: str) -> None:
         """End all its launches: 204 when that is done, 202 while it is being done."""
-        if await self.services.launcher.end_batch(self.caller, batch):
+        if await self.services.parts.launcher.end_batch(self.caller, batch):
             self.clear_header("Content-Type")
             self.set_status(204)
             await self.finish()
         else:
-            record, found = await self.services.launcher.get_batch(self.caller, batch)
+            record, found = await self.services.parts.launcher.get_batch(self.caller, batch)
             self.answer((await self.batch_view(record, found)).model_dump(mode="json"), status=202)
 
 
@@ -76,10 +76,10 @@ class BatchEventsHandler(EventsHandler):
     async def get(self, batch: str) -> None:
         """Send what has happened since ``Last-Event-ID``, and what happens, until all have ended."""
         after = self.last_event_id()
-        await self.services.launcher.get_batch(self.caller, batch)
+        await self.services.parts.launcher.get_batch(self.caller, batch)
 
         async def send(stream: EventStream) -> None:
-            async with aclosing(self.services.launcher.follow_batch(batch, after)) as events:
+            async with aclosing(self.services.parts.launcher.follow_batch(batch, after)) as events:
                 async for event in events:
                     about = {"launch": event.launch, "username": event.username, "server_name": event.server_name}
                     await stream.send({"time": iso(event.time), **about, **event.data}, name=event.name, id=event.seq)

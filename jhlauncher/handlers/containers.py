@@ -41,7 +41,7 @@ class ContainersHandler(BaseHandler):
         request = self.body(LaunchRequest)
         sent = json.loads(self._received)
 
-        launcher = self.services.launcher
+        launcher = self.services.parts.launcher
 
         async def launch() -> dict[str, Any]:
             self._launch = await launcher.submit(
@@ -79,13 +79,13 @@ class ContainersHandler(BaseHandler):
     async def get(self) -> None:
         """Tell about a running or pending server."""
         query = self.query(ServerQuery)
-        server = await self.services.launcher.status(self.caller, query.username, query.server_name)
+        server = await self.services.parts.launcher.status(self.caller, query.username, query.server_name)
         self.answer({**{field: server[field] for field in STATUS_FIELDS}, "state": server.get("state") or {}})
 
     async def delete(self) -> None:
         """Stop a server; answers when it has stopped."""
         query = self.query(ServerQuery)
-        await self.interruptible(self.services.launcher.stop(self.caller, query.username, query.server_name))
+        await self.interruptible(self.services.parts.launcher.stop(self.caller, query.username, query.server_name))
         self.clear_header("Content-Type")
         await self.finish()
 

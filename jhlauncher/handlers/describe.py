@@ -5,8 +5,8 @@ from __future__ import annotations
 import fnmatch
 from typing import Any
 
-from ..launcher import Options
 from ..models import LaunchRequest, ServerQuery
+from ..planning import Options
 from ..rules import Rule, Template
 from .base import BaseHandler
 from .openapi import document
@@ -20,7 +20,7 @@ class _AboutCaller(BaseHandler):
             query = ServerQuery(username=self.caller.name)
         else:
             query = self.query(ServerQuery)
-        return query, await self.services.launcher.options(self.caller, query.username, query.server_name)
+        return query, await self.services.parts.planner.options(self.caller, query.username, query.server_name)
 
 
 class OptionsHandler(_AboutCaller):

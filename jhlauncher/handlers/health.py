@@ -27,7 +27,7 @@ class ReadyHandler(BaseHandler):
         """Ask the Hub."""
         checks = {}
         try:
-            missing = await self.services.hub.check()
+            missing = await self.services.parts.hub.check()
             checks["hub"] = _check(True, "JupyterHub answers and accepts the launcher's token.")
             lacks = f"The launcher's role lacks {', '.join(sorted(missing))}."
             checks["scopes"] = _check(not missing, lacks if missing else "The launcher's role has what it needs.")

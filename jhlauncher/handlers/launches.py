@@ -96,7 +96,7 @@ class LaunchHandler(BaseHandler):
 
     async def view(self, record: LaunchRecord, *, with_position: bool = True) -> LaunchView:
         """The launch as this caller may see it."""
-        launcher = self.services.launcher
+        launcher = self.services.parts.launcher
         place = await launcher.position(record) if with_position else None
         return launch_view(
             record,
@@ -111,7 +111,7 @@ class LaunchHandler(BaseHandler):
         """Answer with the launch as it is after ``wait`` seconds, or sooner: 202 while it is on its way."""
         if wait:
             with suppress(ShuttingDown):  # it goes on; the caller may ask again
-                record = await self.interruptible(self.services.launcher.settled(record, wait))
+                record = await self.interruptible(self.services.parts.launcher.settled(record, wait))
         self.set_header("Location", f"{self.services.prefix}launches/{record.id}")
         body = (await self.view(record)).model_dump(mode="json")
         self.answer(body, status=202 if record.state in ("queued", "starting") else 200)
@@ -124,7 +124,7 @@ class LaunchesHandler(LaunchHandler):
         """List those that the caller may see, the newest first; pages stay as they are while new ones come."""
         query = self.query(ListQuery)
         wanted = query.model_dump(exclude={"limit", "cursor"}, exclude_none=True)
-        records, following = await self.services.launcher.find(self.caller, query.cursor, query.limit, **wanted)
+        records, following = await self.services.parts.launcher.find(self.caller, query.cursor, query.limit, **wanted)
         items = [await self.view(record, with_position=False) for record in records]
         page = LaunchList(items=items, next=None if following is None else str(following))
         self.answer(page.model_dump(mode="json"))
@@ -134,10 +134,10 @@ class LaunchesHandler(LaunchHandler):
         query = self.query(SubmitQuery)
         request = self.body(LaunchRequest)
         if query.dry_run:
-            plan = await self.services.launcher.plan(self.caller, request)
+            plan = await self.services.parts.planner.plan(self.caller, request)
             return self.answer(PlanView(**plan).model_dump(mode="json"))
         key = self.idempotency_key()
-        record = await self.services.launcher.submit(self.caller, request, key=key)
+        record = await self.services.parts.launcher.submit(self.caller, request, key=key)
         return await self.answer_launch(record, query.wait)
 
 
@@ -147,17 +147,17 @@ class OneLaunchHandler(LaunchHandler):
     async def get(self, launch: str) -> None:
         """Tell about it."""
         query = self.query(WaitQuery)
-        record = await self.services.launcher.get(self.caller, launch)
+        record = await self.services.parts.launcher.get(self.caller, launch)
         if query.wait:
-            record = await self.interruptible(self.services.launcher.settled(record, query.wait))
+            record = await self.interruptible(self.services.parts.launcher.settled(record, query.wait))
         self.answer((await self.view(record)).model_dump(mode="json"))
 
     async def delete(self, launch: str) -> None:
         """Cancel it, or stop its server: 204 when that is done, 202 while it is being done."""
         query = self.query(WaitQuery)
-        record = await self.services.launcher.end(self.caller, launch)
+        record = await self.services.parts.launcher.end(self.caller, launch)
         if query.wait and not record.final:
-            record = await self.interruptible(self.services.launcher.ended(record, query.wait))
+            record = await self.interruptible(self.services.parts.launcher.ended(record, query.wait))
         if record.final:
             self.set_status(204)
             self.clear_header("Content-Type")
@@ -220,11 +220,11 @@ class LaunchEventsHandler(EventsHandler):
             return await self.answer_nothing()
 
         async def send(stream: EventStream) -> None:
-            async with aclosing(self.services.launcher.follow(launch, after)) as events:
+            async with aclosing(self.services.parts.launcher.follow(launch, after)) as events:
                 async for event in events:
                     data: dict[str, Any] = {"time": iso(event.time), **event.data}
                     if event.name == "ready":
-                        now = await self.services.launcher.get(self.caller, launch)
+                        now = await self.services.parts.launcher.get(self.caller, launch)
                         data["launch"] = (await self.view(now)).model_dump(mode="json")
                     await stream.send(data, name=event.name, id=event.number or None)
 
@@ -232,5 +232,5 @@ class LaunchEventsHandler(EventsHandler):
 
     async def _is_over(self, launch: str, after: int) -> bool:
         """Whether nothing follows; the launch itself is not kept in memory for as long as somebody listens."""
-        record = await self.services.launcher.get(self.caller, launch)
+        record = await self.services.parts.launcher.get(self.caller, launch)
         return record.final and after >= record.events

@@ -1,0 +1,118 @@
+"""For whom a request is: which user's server, and whether the caller's own scopes at JupyterHub cover it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from .errors import Forbidden
+from .hub import Hub
+from .models import Caller, LaunchRequest
+from .records import LaunchRecord
+from .starting import name_of
+from .tables import launches
+
+# a scope's name before JupyterHub 6, where one scope was for all three
+START, STOP, READ = ("start:servers", "servers"), ("delete:servers", "servers"), ("read:servers", "servers")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Whose server it is about; the caller's scopes cover it."""
+
+    user: str
+    groups: frozenset[str] = frozenset()
+    known: bool = False
+    """The Hub is known to have this user."""
+
+
+class Access:
+    """What callers reach."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    async def target(
+        self, caller: Caller, user: str, server: str, scopes: tuple[str, ...], with_groups: bool = False
+    ) -> Target:
+        """The user as the Hub knows them, if the caller's scopes cover this server of theirs.
+
+        A name with capitals is taken as it is if there is such a user, and else as the Hub's login would have it.
+
+        Args:
+            caller: who asks.
+            user: whose server.
+            server: its name.
+            scopes: the one that is needed, and older names of it.
+            with_groups: the user's groups are wanted.
+
+        Raises:
+            Forbidden: the scopes do not cover it.
+
+        """
+        with_groups = with_groups or any(caller.filters_by_group(scope) for scope in scopes)
+        for name in dict.fromkeys((user, user.lower())):
+            target = await self._look_up(caller, name, needed=with_groups or name != name.lower())
+            if target and any(caller.holds(scope, name, server, target.groups) for scope in scopes):
+                return target
+        raise out_of_reach(user, server, scopes)
+
+    async def _look_up(self, caller: Caller, name: str, needed: bool) -> Target | None:
+        """This user, with groups if that is ``needed``; None for a name with capitals that nobody has."""
+        if caller.kind == "user" and name == caller.name:
+            return Target(name, caller.groups, known=True)
+        if not needed:
+            return Target(name)
+        model = await self._hub.get_user(name)
+        if model:
+            return Target(name, frozenset(model.get("groups", ())), known=True)
+        return Target(name) if name == name.lower() else None
+
+    async def ensure_user(self, caller: Caller, target: Target, request: LaunchRequest) -> str:
+        """The user's name; creates the user if there is none and the caller may.
+
+        Raises:
+            Forbidden: the Hub's authenticator has another name for them, which the caller's scopes do not cover.
+
+        """
+        if target.known or "admin:users" not in caller.scopes:
+            return target.user
+        created = await self._hub.create_user(request.username)
+        if created is None or created == target.user:
+            return target.user
+        # the Hub's authenticator has names of its own; the caller's scopes must reach that one, too
+        if not any(caller.holds(scope, created, request.server_name) for scope in START):
+            raise Forbidden(f"The Hub calls this user {created}, whom your token's scopes do not reach.")
+        return created
+
+    async def visible(self, caller: Caller) -> sa.ColumnElement[bool]:
+        """Condition: the launches that a caller may see."""
+        if not caller.scopes.isdisjoint(READ):
+            return sa.true()
+        users: set[str] = set()
+        reached = [launches.c.caller == caller.label]
+        for scope in READ:
+            users |= caller.filters(scope, "user")
+            groups = caller.filters(scope, "group")
+            if groups:
+                users |= await self._hub.members(groups)
+            for server in caller.filters(scope, "server"):
+                user, _, name = server.partition("/")
+                reached.append((launches.c.username == user) & (launches.c.server_name == name))
+        return sa.or_(launches.c.username.in_(sorted(users)), *reached)
+
+    async def reaches(self, caller: Caller, record: LaunchRecord, scopes: tuple[str, ...]) -> bool:
+        """Whether one of the caller's scopes covers the server of a launch."""
+        with contextlib.suppress(Forbidden):
+            return (await self.target(caller, record.username, record.server_name, scopes)).user == record.username
+        return False
+
+
+def out_of_reach(user: str, server: str, scopes: tuple[str, ...]) -> Forbidden:
+    """The error for a server that the caller's scopes do not cover."""
+    return Forbidden(
+        f"Your token's scopes do not reach {name_of(user, server)}: {scopes[0]} is needed for it.",
+        details={"needs": f"{scopes[0]}!server={user}/{server}"},
+    )

@@ -1,0 +1,99 @@
+"""Batches that are kept: launches that were asked for in one request, and are followed by one id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from . import queries
+from .errors import BatchRefused, KeyReused, LauncherError
+from .records import ACTIVE, FINAL, BatchEvent, BatchRecord, LaunchRecord
+from .store import KEY_REUSED, QUEUE, Added, Store
+from .tables import batches, events, launches
+
+
+class Batches:
+    """Batches in the store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def add(
+        self, batch: BatchRecord, asked: Sequence[LaunchRecord | LauncherError], *, all_or_none: bool
+    ) -> BatchRecord:
+        """Keep a batch and those of its launches that can be accepted; the same request may have come before.
+
+        Raises:
+            BatchRefused: all or none are wanted, and one can't be accepted.
+            KeyReused: another request had its idempotency key.
+
+        """
+
+        async def work(connection: AsyncConnection) -> tuple[BatchRecord, Added]:
+            known = await self._same(connection, batch)
+            if known:
+                return known, []
+            added = await self._store.add_within(connection, [item for item in asked if isinstance(item, LaunchRecord)])
+            results = iter(added)
+            items = [_item(next(results) if isinstance(item, LaunchRecord) else item) for item in asked]
+            refused = [{"index": index, **item["error"]} for index, item in enumerate(items) if "error" in item]
+            if refused and all_or_none:
+                text = f"{len(refused)} of the {len(items)} launches can't be accepted, so none was: see details.items."
+                raise BatchRefused(text, details={"items": refused})
+            await connection.execute(batches.insert().values(**asdict(replace(batch, items=items))))
+            await self._store.database.notify(connection, QUEUE)
+            return replace(batch, items=items), added
+
+        kept, added = await self._store.database.write(work, alone=True)
+        self._store.tell_added(added)
+        return kept
+
+    async def _same(self, connection: AsyncConnection, batch: BatchRecord) -> BatchRecord | None:
+        if batch.idempotency_key is None:
+            return await _one(connection, batches.c.id == batch.id)  # this very transaction, done before
+        key = (batches.c.caller == batch.caller) & (batches.c.idempotency_key == batch.idempotency_key)
+        known = await _one(connection, key)
+        if known and known.request != batch.request:
+            raise KeyReused(KEY_REUSED)
+        return known
+
+    async def get(self, batch: str) -> BatchRecord | None:
+        """A batch."""
+        return await self._store.database.read(lambda connection: _one(connection, batches.c.id == batch))
+
+    async def events_of(self, batch: str, after: int = 0) -> list[BatchEvent]:
+        """To which states the launches of a batch came, after the event with that number."""
+
+        async def work(connection: AsyncConnection) -> list[BatchEvent]:
+            query = (
+                sa.select(
+                    events.c.seq, events.c.time, events.c.launch,
+                    launches.c.username, launches.c.server_name, events.c.name, events.c.data,
+                )
+                .join(launches, launches.c.id == events.c.launch)
+                .where(launches.c.batch == batch, events.c.seq > after, events.c.name.in_((*ACTIVE, *FINAL)))
+                .order_by(events.c.seq)
+            )  # fmt: skip
+            return [BatchEvent(*row) for row in await connection.execute(query)]
+
+        return await self._store.database.read(work)
+
+    async def launches_of(self, batch: str) -> list[LaunchRecord]:
+        """The launches of a batch, in order."""
+        return await self._store.database.read(lambda connection: queries.every(connection, launches.c.batch == batch))
+
+
+def _item(result: tuple[LaunchRecord, bool] | LauncherError) -> dict[str, Any]:
+    """What became of one launch of a batch."""
+    if isinstance(result, LauncherError):
+        return {"error": result.as_dict()}
+    return {"launch": result[0].id}
+
+
+async def _one(connection: AsyncConnection, where: sa.ColumnElement[bool]) -> BatchRecord | None:
+    row = (await connection.execute(sa.select(batches).where(where))).one_or_none()
+    return BatchRecord(**row._mapping) if row else None
