@@ -185,6 +185,17 @@ class LauncherSpawnerMixin(Configurable):
             self._store_launch({**options, "up": mark})
         super().add_poll_callback(callback, *args, **kwargs)  # type: ignore[misc]
 
+    async def poll_and_notify(self) -> Any:
+        """The exit status if it has ended, None if not; what the Hub calls to stop it, too.
+
+        Of a start that was cancelled before the Hub watched it, the Hub keeps a server that never ran, as ready, for
+        ever: its DELETE finds that out, and has nobody to tell. It is cleared away here.
+        """
+        status = await super().poll_and_notify()  # type: ignore[misc]
+        if status is not None and self.ready:
+            await self.user.stop(self.name)
+        return status
+
     async def run_post_stop_hook(self) -> Any:
         """Remove what the Hub leaves: it stops only what it finds running."""
         try:

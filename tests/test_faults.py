@@ -141,3 +141,33 @@ async def test_three_hundred_at_once_and_one_in_the_middle(tmp_path: Path):
     assert len(ahead) <= 20, "it had to wait for more than the slots that were taken"
     behind = [launch for launch in launches if launch["started"] > late["started"]]
     assert behind, "the class was through before it came: this says nothing"
+
+
+SLOW_TO_CANCEL = """
+import asyncio
+from pathlib import Path
+
+async def prepare(spawner):
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        while "500 DELETE" not in Path(FOLDER, "hub.log").read_text():  # the Hub has waited for a second
+            await asyncio.sleep(0.01)
+        raise
+
+c.LauncherLocalSpawner.pre_spawn_hook = prepare
+"""
+
+
+async def test_start_that_the_hub_is_slow_to_cancel(tmp_path: Path):
+    """What is left of it, the Hub shows as a server that is ready."""
+    with hub_with_light_servers(tmp_path, more=SLOW_TO_CANCEL).running() as hub:
+        async with running(LauncherProcess(hub, f"sqlite:///{tmp_path}/launches.sqlite")) as client:
+            launch = await client.launch("alice")
+            async with asyncio.timeout(60):
+                while (await hub.api("GET", "/users/alice"))[1]["servers"].get("", {}).get("pending") != "spawn":
+                    pass
+            await client.end(launch)
+            counts = await check_accounts(hub, {"alice": await client.settled(launch)})
+    assert counts == {"cancelled": 1}
+    assert "500 DELETE /hub/api/users/alice/server" in (tmp_path / "hub.log").read_text()
