@@ -4,7 +4,7 @@ VENV := .venv
 LOCK := requirements/lock.txt
 BIN = $(CURDIR)/$(VENV)/bin
 # a module's Hub is started once, and modules run side by side
-PYTEST_ARGS ?= -n auto --dist loadscope
+PYTEST_ARGS ?= -n auto --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test test-oldest lint format bench lock clean
 

@@ -85,6 +85,7 @@ class LauncherSpawnerMixin(Configurable):
         environment: dict[str, Any]
         orm_spawner: Any
         server: Any
+        ready: bool
         start_timeout: int
         http_timeout: int
         api_token: str

@@ -45,6 +45,9 @@ ENVIRONMENT = (
 )
 
 
+LONGEST = ["test_faults.py", "test_kubernetes.py", "test_swarm.py", "test_kubernetes_rights.py", "test_real_hub.py"]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-engine-table", action="store_true", help="write what was seen into docs/engines.md")
 
@@ -54,8 +57,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: much of the time goes in waiting for engines."""
-    return (os.cpu_count() or 1) + 1
+    """Twice the cores: much of the time goes in waiting for engines."""
+    return 2 * (os.cpu_count() or 1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The modules that take longest begin, so that none is left over at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(autouse=True)
