@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from jhlauncher.ports import free_port
+from jhlauncher.ports import SERVICES, free_port
 from tests.fake_hub import PLATFORM_TOKEN, SERVICE_TOKEN, FakeHub
 
 
@@ -32,7 +32,7 @@ async def start_service(
     hub: FakeHub, arguments: tuple[str, ...] = (), **more: str
 ) -> tuple[asyncio.subprocess.Process, str, float]:
     """The service, its URL, and the seconds from its start to its first answer."""
-    url = f"http://127.0.0.1:{free_port()}"
+    url = f"http://127.0.0.1:{free_port(SERVICES)}"
     env = {
         "PATH": os.environ["PATH"],
         "JUPYTERHUB_API_TOKEN": SERVICE_TOKEN,

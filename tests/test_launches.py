@@ -397,6 +397,16 @@ async def test_dry_run(service: Service):
     assert (plan["decision"], plan["error"]["reason"]) == ("refuse", "server_running")
 
 
+async def test_dry_run_tells_of_a_limit_that_makes_it_wait(hub: FakeHub, database_url: str):
+    rule = {"name": "r", "images": ["*"], "limits": {"all": {"servers": 1}}, "when_full": "queue"}
+    async with running_service(hub, Database={"url": database_url}, Policy={"rules": [rule]}, **SETTINGS) as service:
+        await settled(service, await accepted(service, "alice"))
+        body = {"username": "bob", "image": "image:1"}
+        _, plan = await service.request("POST", "launches?dry_run=true", json=body)
+        assert (plan["decision"], plan["position"]) == ("queue", 1)
+        assert plan["limits"] == [{"key": "all", "resource": "servers", "most": 1, "used": 1, "when_full": "queue"}]
+
+
 @pytest.mark.parametrize("path", ["launches/0123456789abcdef", "launches/0123456789abcdef/events"])
 async def test_no_such_launch(service: Service, path: str):
     for method in ("GET", "DELETE"):
