@@ -261,7 +261,8 @@ class Lifecycle(LoggingConfigurable):
     async def _clean_up(self, work: Work) -> None:
         """Stop what a launch has left, unless it is another's; however long that takes."""
         launch = work.launch
-        # a start that was sent may appear later: with its answer, or soon if somebody else waited for that
+        # a start that was sent may appear later: with its answer, or soon if somebody else waited for that; until then,
+        # the Hub shows a server with the options of the start before
         pending: asyncio.Task[Any] | None = launch.request
         if pending is None and work.resumed:
             pending = asyncio.create_task(asyncio.sleep(3))
@@ -271,7 +272,7 @@ class Lifecycle(LoggingConfigurable):
                 server = await self._hub.active_server(launch.user, launch.server)
                 if server and is_ours(server, launch):
                     return await self._stop(launch)
-                if server or last:
+                if last:
                     return None
                 if pending:
                     await asyncio.wait([pending], timeout=1)

@@ -91,7 +91,7 @@ class Starter(LoggingConfigurable):
             final = final or await self._follow(launch, report)
             if final and final.phase == "failed":
                 raise await self._verdict(launch, final.message)
-            server = await self._confirm(launch)
+            server = await self._confirm(launch, patient=resumed)
             if server:
                 return server
             if not final:
@@ -137,20 +137,15 @@ class Starter(LoggingConfigurable):
         options = self._signer.sign(launch.id, launch.user, launch.server, launch.spec)
         post = asyncio.create_task(self._hub.start_server(launch.user, launch.server, {OPTIONS_KEY: options}))
         launch.request = post
-        follow: asyncio.Task[ProgressEvent | None] | None = None
-        final = None
+        follow = asyncio.create_task(self._follow_while_outstanding(post, launch, report))
         try:
-            await asyncio.wait([post], timeout=self.progress_delay)
-            if not post.done():
-                follow = asyncio.create_task(self._follow(launch, report))
-                await asyncio.wait([post, follow], return_when=asyncio.FIRST_COMPLETED)
-                # an acceptance leaves the rest to the events, anything else ends them
-                await asyncio.wait([follow if not follow.done() and _is_accepted(post) else post])
-                final = follow.result() if follow.done() else None
+            await asyncio.wait([post, follow], return_when=asyncio.FIRST_COMPLETED)
+            # an acceptance leaves the rest to the events, anything else ends them
+            await asyncio.wait([follow if not follow.done() and _is_accepted(post) else post])
+            final = follow.result() if follow.done() else None
         finally:
-            if follow:
-                follow.cancel()
-                await asyncio.wait([follow])
+            follow.cancel()
+            await asyncio.wait([follow])
         try:
             reply = post.result()
             if reply.outcome == "ready":
@@ -162,6 +157,20 @@ class Starter(LoggingConfigurable):
             if final is None and not await self._hub.active_server(launch.user, launch.server):
                 raise
             return None, final
+
+    async def _follow_while_outstanding(
+        self, post: asyncio.Task[StartReply], launch: Launch, report: Report
+    ) -> ProgressEvent | None:
+        """The final event, None if the answer came first; a busy Hub may not have come to the request for a while."""
+        delay = self.progress_delay
+        while True:
+            await asyncio.wait([post], timeout=delay)
+            if post.done():
+                return None
+            final = await self._follow(launch, report)
+            if final:
+                return final
+            delay = min(2 * delay, 5)
 
     async def _follow(self, launch: Launch, report: Report) -> ProgressEvent | None:
         """Report the Hub's events; the final one, or None if nothing is starting."""
@@ -232,8 +241,12 @@ class Starter(LoggingConfigurable):
         details = failure.model_dump(include={"exit_code", "log", "events"}, exclude_none=True)
         return LaunchFailed(message, reason=failure.reason, details=details)
 
-    async def _confirm(self, launch: Launch) -> JsonObject | None:
+    async def _confirm(self, launch: Launch, patient: bool) -> JsonObject | None:
         """The Hub's model of the server if it is ready, None if it still starts.
+
+        Args:
+            launch: whose it should be.
+            patient: the Hub may just have taken it up; until it begins, it shows the options of the start before.
 
         Raises:
             LaunchFailed, ServerConflict: it is gone, or not the one that was asked for.
@@ -243,6 +256,8 @@ class Starter(LoggingConfigurable):
         if not server or server["pending"] == "stop":
             raise await self._known_failure(launch) or cancelled(launch)
         options = _launch_options(server)
+        if patient and server["pending"] and not is_ours(server, launch):
+            return None
         if not is_ours(server, launch):
             raise ServerConflict(
                 f"Another start of {name_of(launch.user, launch.server)} was under way; what runs has its options.",

@@ -104,6 +104,8 @@ class FakeHub:
         self.throttle: list[float | None] = []
         """Retry-After of the 429s that the next starts get; None: without the header."""
         self.requests: list[str] = []
+        self.too_early = 0
+        """Streams that were asked for before the start had arrived."""
         self.auto_finish = True
         """Whether a start succeeds by itself."""
         self.slow_spawn_timeout = 0.0
@@ -303,6 +305,7 @@ class _Progress(_Handler):
     async def get(self, user: str, name: str) -> None:
         server = self.hub.servers.get((user, name))
         if server is None:
+            self.hub.too_early += 1
             raise HTTPError(404)
         if not server.pending and not server.ready and not (server.events and server.events[-1].get("failed")):
             raise HTTPError(400, "is not starting...")

@@ -245,6 +245,18 @@ class DockerLaunch(LauncherSpawnerMixin):
         await super().start_object()  # type: ignore[misc]
         self._started.set()
 
+    async def get_ip_and_port(self) -> tuple[str, int]:
+        """Where the server will answer.
+
+        Raises:
+            RuntimeError: the container has no address, as it has ended already.
+
+        """
+        where: tuple[str, int] = await super().get_ip_and_port()  # type: ignore[misc]
+        if not where[0]:
+            raise RuntimeError(f"the container {self.object_name} has no address")
+        return where
+
     async def watch_start(self) -> Failure:
         """Docker tells when the container ends."""
         await self._started.wait()

@@ -170,7 +170,7 @@ class SwarmLaunch(DockerLaunch):
 
     async def get_ip_and_port(self) -> tuple[str, int]:
         """The task's own address: nobody has an old one of the service's name in a cache, as after a restart."""
-        where: tuple[str, int] = await super().get_ip_and_port()  # type: ignore[misc]
+        where: tuple[str, int] = await super().get_ip_and_port()
         if not self._spec or self.internal_ssl or where[0] != self.service_name:
             return where
         for attachment in (await self._tasks())[-1].get("NetworksAttachments") or []:

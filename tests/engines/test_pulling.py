@@ -73,7 +73,7 @@ class TestDocker(Pulling):
     def check_pulling(self, steps: list[dict[str, Any]]) -> None:
         """With per cent that rise."""
         cents = [int(re.search(r": (\d+)%", step["message"])[1]) for step in steps]  # type: ignore[index]
-        assert len(set(cents)) > 5, cents
+        assert len(set(cents)) > 2, cents  # how many there are depends on how fast the pull is
         assert cents == sorted(cents)
         assert [step["progress"] for step in steps] == sorted(step["progress"] for step in steps)
 
