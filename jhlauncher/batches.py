@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from . import queries
 from .errors import BatchRefused, KeyReused, LauncherError
 from .records import ACTIVE, FINAL, BatchEvent, BatchRecord, LaunchRecord
-from .store import KEY_REUSED, QUEUE, Added, Store
+from .store import KEY_REUSED, Store
 from .tables import batches, events, launches
 
 
@@ -33,24 +33,21 @@ class Batches:
 
         """
 
-        async def work(connection: AsyncConnection) -> tuple[BatchRecord, Added]:
+        async def work(connection: AsyncConnection) -> BatchRecord:
             known = await self._same(connection, batch)
             if known:
-                return known, []
-            added = await self._store.add_within(connection, [item for item in asked if isinstance(item, LaunchRecord)])
-            results = iter(added)
+                return known
+            new = [item for item in asked if isinstance(item, LaunchRecord)]
+            results = iter(await self._store.add_within(connection, new))
             items = [_item(next(results) if isinstance(item, LaunchRecord) else item) for item in asked]
             refused = [{"index": index, **item["error"]} for index, item in enumerate(items) if "error" in item]
             if refused and all_or_none:
                 text = f"{len(refused)} of the {len(items)} launches can't be accepted, so none was: see details.items."
                 raise BatchRefused(text, details={"items": refused})
             await connection.execute(batches.insert().values(**asdict(replace(batch, items=items))))
-            await self._store.database.notify(connection, QUEUE)
-            return replace(batch, items=items), added
+            return replace(batch, items=items)
 
-        kept, added = await self._store.database.write(work, alone=True)
-        self._store.tell_added(added)
-        return kept
+        return await self._store.database.write(work, alone=True)
 
     async def _same(self, connection: AsyncConnection, batch: BatchRecord) -> BatchRecord | None:
         if batch.idempotency_key is None:

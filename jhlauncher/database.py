@@ -25,6 +25,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from traitlets import Float, TraitError, Unicode, default
 from traitlets.config import LoggingConfigurable
@@ -39,6 +40,10 @@ CHANNEL = "jhlauncher"
 """Of PostgreSQL's NOTIFY."""
 _LOCK = 0x6A686C61
 """Of PostgreSQL's advisory locks; one per database is enough."""
+_KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+"""PostgreSQL connections that went dead in silence are noticed within a minute (libpq's parameters)."""
+_AFTER = "jhlauncher after commit"
+_POOL = {"pool_size": 10, "max_overflow": 0, "pool_timeout": 60}
 
 
 class Database(LoggingConfigurable):
@@ -119,17 +124,15 @@ class Database(LoggingConfigurable):
 
     def _create_engine(self) -> AsyncEngine:
         if self.on_sqlite:
-            engine = create_async_engine(self._url, connect_args={"timeout": self.connect_timeout})
+            engine = create_async_engine(self._url, connect_args={"timeout": self.connect_timeout}, **_POOL)
             sa.event.listen(engine.sync_engine, "connect", _set_up_sqlite)
             sa.event.listen(engine.sync_engine, "begin", _begin_at_once)
             return engine
         return create_async_engine(
             self._url,
-            connect_args={"connect_timeout": max(2, int(self.connect_timeout))},
+            connect_args={"connect_timeout": max(2, int(self.connect_timeout)), **_KEEPALIVE},
             pool_pre_ping=True,
-            pool_size=10,
-            max_overflow=0,
-            pool_timeout=60,
+            **_POOL,
         )
 
     # -- the schema
@@ -210,13 +213,7 @@ class Database(LoggingConfigurable):
             StoreUnavailable: the database can't be reached; it is not known whether the work was done.
 
         """
-
-        async def transaction(connection: AsyncConnection) -> Result:
-            if alone and not self.on_sqlite:  # SQLite has one writer at a time anyway
-                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-            return await work(connection)
-
-        return await self._finish(self._repeated(partial(self._committed, transaction)))
+        return await self._finish(self._repeated(partial(self._committed, work, alone)))
 
     async def _finish(self, work: Awaitable[Result]) -> Result:
         """The result of the work, which goes on even if whoever waits for it goes away."""
@@ -234,10 +231,23 @@ class Database(LoggingConfigurable):
         async with engine.connect() as connection:
             return await work(connection)
 
-    async def _committed(self, work: Work[Result]) -> Result:
-        # in turn: SQLite's own way of waiting for its lock is to try again and again
-        async with self._writing if self.on_sqlite else contextlib.nullcontext(), self._engine.begin() as connection:
-            return await work(connection)
+    async def _committed(self, work: Work[Result], alone: bool) -> Result:
+        # in turn: SQLite's own way of waiting for its lock is to try again and again, and who waits for PostgreSQL's
+        # would hold a connection that others need
+        in_turn = alone or self.on_sqlite
+        async with self._writing if in_turn else contextlib.nullcontext(), self._engine.begin() as connection:
+            after: list[Callable[[], None]] = []
+            connection.info[_AFTER] = after
+            if alone and not self.on_sqlite:
+                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+            result = await work(connection)
+        for call in after:
+            call()
+        return result
+
+    def after(self, connection: AsyncConnection, call: Callable[[], None]) -> None:
+        """Have ``call`` called once this transaction is committed, even if whoever asked for it has gone."""
+        connection.info[_AFTER].append(call)
 
     async def _repeated(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         deadline = time.monotonic() + self.retry_timeout
@@ -245,7 +255,7 @@ class Database(LoggingConfigurable):
         while True:
             try:
                 return await attempt()
-            except (DBAPIError, OSError) as error:
+            except (DBAPIError, PoolTimeout, OSError) as error:
                 if not _is_passing(error):
                     raise
                 reason = str(getattr(error, "orig", error)).strip().partition("\n")[0]
@@ -266,13 +276,13 @@ class Database(LoggingConfigurable):
         self._reconnected.append(reconnected)
 
     async def notify(self, connection: AsyncConnection, *topics: str) -> None:
-        """Tell all processes, once this transaction is committed; on SQLite, use `tell` after it."""
-        if not self.on_sqlite:
-            for topic in topics:
-                await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, topic)))
+        """Tell all who listen, in all processes, once this transaction is committed."""
+        if self.on_sqlite:
+            self.after(connection, partial(self._tell, *topics))
+        else:
+            await connection.execute(sa.select(*(sa.func.pg_notify(CHANNEL, topic) for topic in topics)))
 
-    def tell(self, *topics: str) -> None:
-        """Tell those in this process."""
+    def _tell(self, *topics: str) -> None:
         for topic in topics:
             for listener in self._listeners:
                 listener(topic)
@@ -281,7 +291,8 @@ class Database(LoggingConfigurable):
         """Pass on PostgreSQL's notifications for as long as this process runs."""
         import psycopg
 
-        conninfo = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
+        url = self._url.set(drivername="postgresql").update_query_dict({k: str(v) for k, v in _KEEPALIVE.items()})
+        conninfo = url.render_as_string(hide_password=False)
         delay = 0.1
         while True:
             try:
@@ -291,7 +302,7 @@ class Database(LoggingConfigurable):
                     for reconnected in self._reconnected:
                         reconnected()
                     async for notification in connection.notifies():
-                        self.tell(notification.payload)
+                        self._tell(notification.payload)
             except psycopg.Error as error:
                 reason = str(error).strip().partition("\n")[0]
                 self.log.warning("Lost the database's notifications (%s). Again in %.1f s.", reason, delay)
@@ -335,6 +346,6 @@ def _begin_at_once(connection: sa.Connection) -> None:
 
 def _is_passing(error: Exception) -> bool:
     """Whether the database is away or busy, rather than the statement wrong."""
-    if isinstance(error, OperationalError | InterfaceError | OSError):
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout | OSError):
         return True
     return isinstance(error, DBAPIError) and error.connection_invalidated

@@ -330,4 +330,4 @@ class Lifecycle(LoggingConfigurable):
         """Leave a launch to others, or to better times: the Hub does not know this service."""
         self.log.error("Launch %s waits: %s", work.record.id, error.message)
         self._outage.begin()
-        await self._persist(lambda: self._store.set_values(work.record.id, owner=None))
+        await self._persist(lambda: self._store.let_go(work.replica, work.record.id))

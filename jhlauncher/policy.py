@@ -17,7 +17,7 @@ from traitlets.config import LoggingConfigurable
 from . import environment
 from .errors import InvalidRequest, PolicyDenied
 from .models import Caller, LaunchRequest, LaunchSpec
-from .records import Limit
+from .records import Limit, Needs, needs_of
 from .rules import Rule, Template, any_match
 
 
@@ -140,13 +140,15 @@ class Policy(LoggingConfigurable):
         asked = self._with_template(request.model_copy(update={"username": user}))
         spec = rule.completed(asked.spec())
         _refuse(rule, rule.unstated(spec))
+        limits = rule.limits_for(user, groups)
+        _refuse(rule, _never(needs_of(spec), limits))
         return Decision(
             spec=spec,
             rule=rule.name,
             lifetime=asked.lifetime or rule.lifetime,
             share=rule.share_of(caller, groups),
             weight=rule.weight,
-            limits=rule.limits_for(user, groups),
+            limits=limits,
             keys=["all", f"user:{user}", *sorted(f"group:{group}" for group in groups)],
         )
 
@@ -161,6 +163,15 @@ class Policy(LoggingConfigurable):
                 details={"fields": [{"field": "template", "problem": problem}]},
             )
         return template.applied(request)
+
+
+def _never(needs: Needs, limits: list[Limit]) -> dict[str, str]:
+    """What a launch would wait for in vain."""
+    return {
+        limit.resource: f"{needs[limit.resource]:g} is more than the limit of {limit.most:g} ({limit.key})"
+        for limit in limits
+        if needs[limit.resource] > limit.most
+    }
 
 
 def _refuse(rule: Rule, problems: dict[str, str]) -> None:

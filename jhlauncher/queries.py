@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from itertools import starmap
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .models import LaunchSpec
-from .records import ACTIVE, LaunchRecord, Limit
+from .records import ACTIVE, LaunchRecord, Limit, Needs
 from .tables import keys, launches
 
 Usage = dict[str, dict[str, float]]
 """What launches have together, by key: servers, cpu, memory, gpu."""
+
+
+RUNNING = ("starting", "ready")
+_MANY = 500
+"""Values in a statement; SQLite allows 32,766."""
 
 
 def of_server(username: str, server_name: str) -> sa.ColumnElement[bool]:
@@ -51,16 +57,49 @@ def fair_order() -> tuple[sa.Subquery, list[sa.ColumnElement[Any]]]:
     return ranked, [ranked.c.turn, ranked.c.seq]
 
 
-async def next_in_line(connection: AsyncConnection, blocked: set[str], seen: set[str], most: int) -> list[LaunchRecord]:
-    """Those that wait, in order, but for those with a blocked key."""
+async def next_in_line(connection: AsyncConnection, slots: int) -> list[LaunchRecord]:
+    """Those whose turn it is, in order.
+
+    Who finds a limit full waits, and lets others by, but not those behind it who need room in the same limit.
+    """
     ranked, order = fair_order()
-    query = sa.select(launches).join(ranked, launches.c.id == ranked.c.id).order_by(*order).limit(most)
-    if blocked:
-        is_blocked = sa.select(keys.c.launch).where(keys.c.launch == launches.c.id, keys.c.key.in_(blocked))
-        query = query.where(~is_blocked.exists())
-    if seen:
-        query = query.where(launches.c.id.not_in(seen))
-    return await _with_keys(connection, [record_of(row) for row in await connection.execute(query)])
+    c = launches.c
+    query = sa.select(c.id, c.limits, c.cpu, c.memory, c.gpu).join(ranked, c.id == ranked.c.id).order_by(*order)
+    some = slots + 20
+    rows = (await connection.execute(query.limit(some))).all()
+    ids = await _within_limits(connection, rows, slots)
+    if len(ids) < slots and len(rows) == some:  # most of them are held by limits
+        ids = await _within_limits(connection, (await connection.execute(query)).all(), slots)
+    found = {record.id: record for record in await every(connection, c.id.in_(ids))}
+    return [found[launch] for launch in ids]
+
+
+async def _within_limits(connection: AsyncConnection, rows: Sequence[Any], slots: int) -> list[str]:
+    used = await usage(connection, {limit[0] for row in rows for limit in row.limits}, RUNNING)
+    blocked: set[tuple[str, str]] = set()
+    chosen: list[str] = []
+    for row in rows:
+        needs: Needs = {"servers": 1, "cpu": row.cpu, "memory": row.memory, "gpu": row.gpu}
+        mine = [limit for limit in starmap(Limit, row.limits) if needs[limit.resource]]
+        full = {limit.place for limit in mine if not fits(limit, needs, used)}
+        if full or blocked.intersection(limit.place for limit in mine):
+            blocked |= full
+        else:
+            chosen.append(row.id)
+            await _add_usage(connection, used, row.id, needs)
+        if len(chosen) == slots:
+            break
+    return chosen
+
+
+async def _add_usage(connection: AsyncConnection, used: Usage, launch: str, needs: Needs) -> None:
+    if not used:
+        return
+    of = sa.select(keys.c.key).where(keys.c.launch == launch)
+    for key in (await connection.execute(of)).scalars():
+        of_key = used.setdefault(key, {})
+        for resource, amount in needs.items():
+            of_key[resource] = of_key.get(resource, 0) + amount
 
 
 async def place_of_another(connection: AsyncConnection, share: str, weight: float) -> int:
@@ -83,20 +122,12 @@ async def place_of_another(connection: AsyncConnection, share: str, weight: floa
     )
 
 
-async def _with_keys(connection: AsyncConnection, records: list[LaunchRecord]) -> list[LaunchRecord]:
-    found: dict[str, list[str]] = {record.id: [] for record in records}
-    rows = await connection.execute(sa.select(keys.c.launch, keys.c.key).where(keys.c.launch.in_(found)))
-    for launch, key in rows:
-        found[launch].append(key)
-    return [replace(record, keys=found[record.id]) for record in records]
-
-
-async def usage(connection: AsyncConnection, of: Iterable[str], states: Sequence[str]) -> Usage:
-    """What the launches in these states have together, by key."""
-    of = list(of)
+async def usage(connection: AsyncConnection, of: set[str], states: Sequence[str]) -> Usage:
+    """What the launches in these states have together, by key; 0 of everything where there are none."""
+    used: Usage = {key: {} for key in of}
     if not of:
-        return {}
-    rows = await connection.execute(
+        return used
+    query = (
         sa.select(
             keys.c.key,
             sa.func.count(),
@@ -105,24 +136,19 @@ async def usage(connection: AsyncConnection, of: Iterable[str], states: Sequence
             sa.func.sum(launches.c.gpu),
         )
         .join(launches, launches.c.id == keys.c.launch)
-        .where(keys.c.key.in_(of), launches.c.state.in_(states))
+        .where(launches.c.state.in_(states))
         .group_by(keys.c.key)
     )
-    return {
-        key: {"servers": servers, "cpu": float(cpu), "memory": float(memory), "gpu": float(gpu)}
-        for key, servers, cpu, memory, gpu in rows
-    }
+    if len(of) <= _MANY:
+        query = query.where(keys.c.key.in_(of))
+    for key, servers, cpu, memory, gpu in await connection.execute(query):
+        used[key] = {"servers": servers, "cpu": float(cpu), "memory": float(memory), "gpu": float(gpu)}
+    return used
 
 
-def add_usage(used: Usage, record: LaunchRecord) -> None:
-    for key in record.keys:
-        of_key = used.setdefault(key, {})
-        for resource, amount in record.needs.items():
-            of_key[resource] = of_key.get(resource, 0) + amount
-
-
-def fits(limit: Limit, record: LaunchRecord, used: Usage) -> bool:
-    amount = record.needs[limit.resource]
+def fits(limit: Limit, needs: Needs, used: Usage) -> bool:
+    """Whether a limit has room for what a launch needs."""
+    amount = needs[limit.resource]
     return not amount or used.get(limit.key, {}).get(limit.resource, 0) + amount <= limit.most
 
 
@@ -134,19 +160,23 @@ def now(connection: AsyncConnection) -> Any:
 
 
 async def count(connection: AsyncConnection, where: sa.ColumnElement[bool]) -> int:
+    """How many launches there are."""
     number: int = (await connection.execute(sa.select(sa.func.count()).where(where))).scalar_one()
     return number
 
 
 async def one(connection: AsyncConnection, where: sa.ColumnElement[bool]) -> LaunchRecord | None:
+    """The launch, if there is one."""
     row = (await connection.execute(sa.select(launches).where(where))).one_or_none()
     return record_of(row) if row else None
 
 
-async def every(connection: AsyncConnection, where: sa.ColumnElement[bool]) -> list[LaunchRecord]:
-    return [
-        record_of(row) for row in await connection.execute(sa.select(launches).where(where).order_by(launches.c.seq))
-    ]
+async def every(
+    connection: AsyncConnection, where: sa.ColumnElement[bool], most: int | None = None
+) -> list[LaunchRecord]:
+    """The launches, or that many of them, the first accepted first."""
+    query = sa.select(launches).where(where).order_by(launches.c.seq).limit(most)
+    return [record_of(row) for row in await connection.execute(query)]
 
 
 _COLUMNS = {column.name for column in launches.columns}
@@ -154,6 +184,7 @@ _FIELDS = {field.name for field in fields(LaunchRecord)}
 
 
 def record_of(row: sa.Row[Any]) -> LaunchRecord:
+    """A row as a record."""
     values = {key: value for key, value in row._mapping.items() if key in _FIELDS}
     values["spec"] = LaunchSpec.model_validate(values["spec"])
     values["limits"] = [Limit(*limit) for limit in values["limits"]]
@@ -161,6 +192,7 @@ def record_of(row: sa.Row[Any]) -> LaunchRecord:
 
 
 def columns_of(record: LaunchRecord) -> dict[str, Any]:
+    """A record as the values of a row."""
     values = {key: value for key, value in asdict(record).items() if key in _COLUMNS and key != "seq"}
     values["spec"] = record.spec.model_dump(exclude={"env"}, exclude_none=True)
     values["limits"] = [list(limit) for limit in record.limits]

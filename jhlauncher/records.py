@@ -24,6 +24,8 @@ ACTIVE: tuple[State, ...] = ("queued", "starting", "ready")
 FINAL: tuple[State, ...] = tuple(state for state in get_args(State) if state not in ACTIVE)
 
 Resource = Literal["servers", "cpu", "memory", "gpu"]
+Needs = dict[Resource, float]
+"""What a launch takes: servers, CPUs, bytes of memory, GPUs."""
 
 
 class Limit(NamedTuple):
@@ -36,6 +38,11 @@ class Limit(NamedTuple):
     most: float
     wait: bool
     """Whether a launch without room waits in the queue, or is refused."""
+
+    @property
+    def place(self) -> tuple[str, Resource]:
+        """What it limits."""
+        return self.key, self.resource
 
 
 class LaunchEvent(NamedTuple):
@@ -120,14 +127,18 @@ class LaunchRecord:
         return self.state in FINAL
 
     @property
-    def needs(self) -> dict[Resource, float]:
-        """What it takes of the limits; of what has a request and a limit, the limit."""
+    def needs(self) -> Needs:
+        """What it takes of the limits."""
+        return needs_of(self.spec)
 
-        def most(value: Any) -> float:
-            return max((v for v in (value.request, value.limit) if v is not None), default=0) if value else 0
 
-        spec = self.spec
-        return {"servers": 1, "cpu": most(spec.cpu), "memory": most(spec.memory), "gpu": most(spec.gpu)}
+def needs_of(spec: LaunchSpec) -> Needs:
+    """What a launch takes of the limits; of what has a request and a limit, the limit."""
+
+    def most(value: Any) -> float:
+        return max((v for v in (value.request, value.limit) if v is not None), default=0) if value else 0
+
+    return {"servers": 1, "cpu": most(spec.cpu), "memory": most(spec.memory), "gpu": most(spec.gpu)}
 
 
 class BatchEvent(NamedTuple):

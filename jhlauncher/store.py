@@ -1,7 +1,7 @@
 """The launches that are kept, and what is done with them; each step is one transaction.
 
 The store decides what must be decided in one place for all replicas: whether there is room for a launch, which one is
-next, and who works on it. What a launch needs done to it is `jhlauncher.worker`'s.
+next, and who works on it. What is done for a launch is `jhlauncher.lifecycle`'s.
 
 What a replica writes about a launch that others have taken over meanwhile (`jhlauncher.replicas`) is ignored: every
 change says whose it is.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -37,12 +38,13 @@ KEY_REUSED = "This Idempotency-Key was sent with another request before. Take a 
 
 _WAITS = launches.c.state == "queued"
 STARTING = {"message": "It is its turn"}
+_SLICE = 500
+"""Launches that are forgotten in one transaction, which others wait for."""
 Added = list[tuple[LaunchRecord, bool] | LauncherError]
 """For each launch: as it is kept, and whether it is new; or why it is not."""
 
 BATCH = "batch "
 """The topic of a batch of which a launch came to another state: this and its id."""
-_RUNNING = ("starting", "ready")
 
 
 class Store(LoggingConfigurable):
@@ -64,11 +66,9 @@ class Store(LoggingConfigurable):
         self.observers: list[Callable[[LaunchRecord], None]] = []
         """Called with each launch that this process has brought into a new state."""
 
-    def _observed(self, record: LaunchRecord | None) -> None:
-        if record and record.batch:
-            self.database.tell(BATCH + record.batch)
-        for observer in self.observers if record else ():
-            observer(record)  # type: ignore[arg-type]
+    def _observed(self, record: LaunchRecord) -> None:
+        for observer in self.observers:
+            observer(record)
 
     # -- accepting
 
@@ -89,18 +89,10 @@ class Store(LoggingConfigurable):
 
     async def add_all(self, records: Sequence[LaunchRecord]) -> Added:
         """`add` for many at once: for each what `add` returns or raises."""
-
-        async def work(connection: AsyncConnection) -> Added:
-            results = await self.add_within(connection, records)
-            await self.database.notify(connection, QUEUE)
-            return results
-
-        results = await self.database.write(work, alone=True)
-        self.tell_added(results)
-        return results
+        return await self.database.write(lambda connection: self.add_within(connection, records), alone=True)
 
     async def add_within(self, connection: AsyncConnection, records: Sequence[LaunchRecord]) -> Added:
-        """`add_all` as a part of a transaction; `tell_added` is to follow when that is committed."""
+        """`add_all` as a part of a transaction."""
         results: Added = []
         waiting = await queries.count(connection, _WAITS)
         for record in records:
@@ -110,40 +102,37 @@ class Store(LoggingConfigurable):
                 waiting += new
             except LauncherError as error:
                 results.append(error)
+        await self.database.notify(connection, QUEUE)
         return results
-
-    def tell_added(self, results: Added) -> None:
-        """Tell all who watch of new launches."""
-        self.database.tell(QUEUE)
-        for result in results:
-            if not isinstance(result, LauncherError) and result[1]:
-                self._observed(result[0])
 
     async def _add_one(
         self, connection: AsyncConnection, record: LaunchRecord, waiting: int
     ) -> tuple[LaunchRecord, bool]:
         known = await self._same_request(connection, record)
         if known:
-            return known, False
+            return known, known.id == record.id  # of this very transaction, done before
         await self._check_room(connection, record, waiting)
         await connection.execute(launches.insert().values(**queries.columns_of(record)))
         for key in record.keys:
             await connection.execute(keys.insert().values(launch=record.id, key=key))
         event = await self._append(connection, record.id, "queued", {"message": "Waiting for its turn"})
-        return replace(record, events=event.number), True
+        kept = replace(record, events=event.number)
+        self.database.after(connection, partial(self._observed, kept))
+        return kept, True
 
     async def _check_room(self, connection: AsyncConnection, record: LaunchRecord, waiting: int) -> None:
         await self._check_server_is_free(connection, record)
-        used = await queries.usage(connection, record.keys, ACTIVE)
-        for limit in record.limits:
-            if not limit.wait and not queries.fits(limit, record, used):
+        refusing = [limit for limit in record.limits if not limit.wait]
+        used = await queries.usage(connection, {limit.key for limit in refusing}, ACTIVE)
+        for limit in refusing:
+            if not queries.fits(limit, record.needs, used):
                 raise no_room(limit, used)
         if waiting >= self.max_queued:
             raise QueueFull(f"{waiting} launches are waiting already. Try again later.", retry_after=60)
 
     async def _same_request(self, connection: AsyncConnection, record: LaunchRecord) -> LaunchRecord | None:
         if record.idempotency_key is None:
-            return await queries.one(connection, launches.c.id == record.id)  # this very transaction, done before
+            return await queries.one(connection, launches.c.id == record.id)
         key = (launches.c.caller == record.caller) & (launches.c.idempotency_key == record.idempotency_key)
         known = await queries.one(connection, key)
         if known and known.request != record.request:
@@ -176,39 +165,20 @@ class Store(LoggingConfigurable):
 
         """
 
-        async def work(connection: AsyncConnection) -> list[LaunchRecord]:
+        async def work(connection: AsyncConnection) -> set[str]:
             slots = most - await queries.count(connection, launches.c.state == "starting")
-            chosen: list[LaunchRecord] = []
-            started: list[LaunchRecord] = []
-            blocked: set[str] = set()
-            seen: set[str] = set()
-            while len(chosen) < slots:
-                page = await queries.next_in_line(connection, blocked, seen, slots - len(chosen) + 20)
-                used = await queries.usage(connection, {key for record in page for key in record.keys}, _RUNNING)
-                for record in page:
-                    seen.add(record.id)
-                    full = {limit.key for limit in record.limits if not queries.fits(limit, record, used)}
-                    if full or blocked.intersection(record.keys):
-                        blocked |= full  # those behind it with the same key wait, too: no overtaking
-                    elif len(chosen) < slots:
-                        chosen.append(record)
-                        queries.add_usage(used, record)
-                        values = {"owner": owner, "started": time.time()}
-                        started.append(await self._change(connection, record, "starting", STARTING, **values))
-                if not page:
-                    break
-            await self.database.notify(connection, *_moved(started))
-            return started
+            chosen = await queries.next_in_line(connection, slots) if slots > 0 else []
+            for record in chosen:
+                await self._change(connection, record, "starting", STARTING, owner=owner, started=time.time())
+            return {record.id for record in chosen}
 
-        started = await self.database.write(work, alone=True) if most > 0 else []
-        self.database.tell(*_moved(started))
-        for record in started:
-            self._observed(record)
-        return await self.owned(owner), {record.id for record in started}
+        started = await self.database.write(work, alone=True) if most > 0 else set()
+        return await self.owned(owner), started
 
     async def owned(self, owner: str) -> list[LaunchRecord]:
         """What a replica works on."""
-        return await self.database.read(lambda connection: queries.every(connection, launches.c.owner == owner))
+        where = (launches.c.owner == owner) & launches.c.state.in_(queries.RUNNING)
+        return await self.database.read(lambda connection: queries.every(connection, where))
 
     async def queue_order(self) -> list[str]:
         """The ids of all that wait, in the order in which they will start, limits left aside."""
@@ -224,8 +194,8 @@ class Store(LoggingConfigurable):
 
         async def work(connection: AsyncConnection) -> tuple[int, bool, LauncherError | None]:
             place = await queries.place_of_another(connection, record.share, record.weight)
-            used = await queries.usage(connection, record.keys, _RUNNING)
-            held = not all(queries.fits(limit, record, used) for limit in record.limits)
+            used = await queries.usage(connection, {limit.key for limit in record.limits}, queries.RUNNING)
+            held = not all(queries.fits(limit, record.needs, used) for limit in record.limits)
             try:
                 await self._check_room(connection, record, await queries.count(connection, _WAITS))
             except LauncherError as error:
@@ -243,13 +213,9 @@ class Store(LoggingConfigurable):
             record = await queries.one(connection, (launches.c.id == launch) & (launches.c.owner == owner))
             if record is None or record.events >= self.max_events:
                 return None
-            event = await self._append(connection, launch, name, data)
-            await self.database.notify(connection, launch)
-            return event
+            return await self._append(connection, launch, name, data)
 
-        event = await self.database.write(work)
-        self.database.tell(launch)
-        return event
+        return await self.database.write(work)
 
     async def change(
         self,
@@ -276,20 +242,15 @@ class Store(LoggingConfigurable):
         """
         free: dict[str, Any] = {"owner": None} if release else {}
 
-        async def work(connection: AsyncConnection) -> tuple[LaunchRecord | None, bool]:
+        async def work(connection: AsyncConnection) -> LaunchRecord | None:
             record = await queries.one(connection, launches.c.id == launch)
             if record is None or (record.state in unless and record.state != to) or owner not in (None, record.owner):
-                return None, False
-            new = record.state != to
-            if new:
-                record = await self._change(connection, record, to, data, **values, **free)
-                await self.database.notify(connection, launch, QUEUE)
-            return record, new
+                return None
+            if record.state == to:
+                return record
+            return await self._change(connection, record, to, data, **values, **free)
 
-        record, new = await self.database.write(work, alone=True)
-        self.database.tell(launch, QUEUE)
-        self._observed(record if new else None)
-        return record
+        return await self.database.write(work, alone=True)
 
     async def _change(
         self, connection: AsyncConnection, record: LaunchRecord, to: State, data: dict[str, Any], **values: Any
@@ -299,11 +260,14 @@ class Store(LoggingConfigurable):
             values["due"] = None
         if to in FINAL:
             values |= {"ended": time.time(), "owner": None, "due": None, "env": None, "token": None}
+            await connection.execute(keys.delete().where(keys.c.launch == record.id))
         await connection.execute(launches.update().where(launches.c.id == record.id).values(**values))
         event = await self._append(connection, record.id, to, data)
-        if record.batch:
-            await self.database.notify(connection, BATCH + record.batch)
-        return replace(record, events=event.number, **values)
+        batch = [BATCH + record.batch] if record.batch else []
+        await self.database.notify(connection, MOVED if to == "starting" else QUEUE, *batch)
+        changed = replace(record, events=event.number, **values)
+        self.database.after(connection, partial(self._observed, changed))
+        return changed
 
     async def _append(self, connection: AsyncConnection, launch: str, name: str, data: dict[str, Any]) -> LaunchEvent:
         number = (
@@ -318,6 +282,7 @@ class Store(LoggingConfigurable):
         await connection.execute(
             events.insert().values(launch=launch, number=number, time=event.time, name=name, data=data)
         )
+        await self.database.notify(connection, launch)
         return event
 
     async def give_back(self, owner: str, launch: str) -> None:
@@ -325,43 +290,42 @@ class Store(LoggingConfigurable):
 
         async def work(connection: AsyncConnection) -> None:
             record = await queries.one(connection, (launches.c.id == launch) & (launches.c.owner == owner))
-            if record and record.state == "starting":
+            if record and record.state == "starting" and not record.stop_by:
                 data = {"message": "JupyterHub is busy; waiting for its turn"}
                 await self._change(connection, record, "queued", data, owner=None, started=None, due=record.wait_until)
-                await self.database.notify(connection, launch, QUEUE)
 
         await self.database.write(work, alone=True)
-        self.database.tell(launch, QUEUE)
 
-    async def set_values(self, launch: str, **values: Any) -> None:
-        """Set columns that are nobody's business but the writer's."""
+    async def let_go(self, owner: str, launch: str) -> None:
+        """Leave a launch to whoever takes it."""
+        await self._set(launch, launches.c.owner == owner, owner=None)
 
+    async def settle(self, launch: str) -> None:
+        """Nothing is to be done about a launch that was due."""
+        await self._set(launch, launches.c.due <= time.time(), due=None)
+
+    async def _set(self, launch: str, where: sa.ColumnElement[bool], **values: Any) -> None:
         async def work(connection: AsyncConnection) -> None:
-            await connection.execute(launches.update().where(launches.c.id == launch).values(**values))
+            await connection.execute(launches.update().where(launches.c.id == launch, where).values(**values))
 
         await self.database.write(work)
 
     async def ask_to_stop(self, launch: str, by: str) -> LaunchRecord | None:
         """Note that somebody wants its end; one that waits has it at once. The launch as it is then."""
 
-        async def work(connection: AsyncConnection) -> tuple[LaunchRecord | None, bool]:
+        async def work(connection: AsyncConnection) -> LaunchRecord | None:
             record = await queries.one(connection, launches.c.id == launch)
             if record is None or record.final:
-                return record, False
-            waited = record.state == "queued"
-            if waited:
+                return record
+            if record.state == "queued":
                 data = {"message": "It was cancelled before its turn", "by": by}
-                record = await self._change(connection, record, "cancelled", data, stop_by=by)
-            elif not record.stop_by:
-                await connection.execute(launches.update().where(launches.c.id == launch).values(stop_by=by))
-                record = replace(record, stop_by=by)
-            await self.database.notify(connection, launch, QUEUE, STOP + launch)
-            return record, waited
+                return await self._change(connection, record, "cancelled", data, stop_by=by)
+            await self.database.notify(connection, STOP + launch)
+            by_whom = record.stop_by or by
+            await connection.execute(launches.update().where(launches.c.id == launch).values(stop_by=by_whom, due=None))
+            return replace(record, stop_by=by_whom, due=None)
 
-        record, cancelled = await self.database.write(work, alone=True)
-        self.database.tell(launch, QUEUE, STOP + launch)
-        self._observed(record if cancelled else None)
-        return record
+        return await self.database.write(work, alone=True)
 
     async def warn(self, launch: str, end: float) -> None:
         """Tell that the server's time is over at ``end``."""
@@ -371,10 +335,8 @@ class Store(LoggingConfigurable):
             if (await connection.execute(warned.values(warned=time.time(), due=end))).rowcount:
                 data = {"message": f"The server is stopped in {max(0, end - time.time()):.0f} seconds", "ends": end}
                 await self._append(connection, launch, "warning", data)
-                await self.database.notify(connection, launch)
 
         await self.database.write(work)
-        self.database.tell(launch)
 
     # -- reading
 
@@ -425,9 +387,9 @@ class Store(LoggingConfigurable):
 
         return await self.database.read(work)
 
-    async def usage(self, of: Iterable[str]) -> queries.Usage:
+    async def usage(self, of: set[str]) -> queries.Usage:
         """What starts and runs, by key: servers, cpu, memory, gpu."""
-        return await self.database.read(lambda connection: queries.usage(connection, of, _RUNNING))
+        return await self.database.read(lambda connection: queries.usage(connection, of, queries.RUNNING))
 
     # -- time
 
@@ -441,26 +403,23 @@ class Store(LoggingConfigurable):
         return await self.database.read(work)
 
     async def due(self, now: float) -> list[LaunchRecord]:
-        """Those whose time has come."""
-        return await self.database.read(lambda connection: queries.every(connection, launches.c.due <= now))
+        """Some of those whose time has come, the oldest first."""
+        return await self.database.read(lambda connection: queries.every(connection, launches.c.due <= now, most=200))
 
-    async def purge(self) -> int:
-        """Forget what ended longer ago than `retention`."""
+    async def purge(self) -> bool:
+        """Forget some of what ended longer ago than `retention`; whether there may be more."""
+        oldest = time.time() - self.retention
 
-        async def work(connection: AsyncConnection) -> int:
-            old = launches.c.ended < time.time() - self.retention
-            ended = (await connection.execute(launches.delete().where(old))).rowcount
-            empty = batches.c.id.not_in(sa.select(launches.c.batch).where(launches.c.batch.is_not(None)))
-            too_old = batches.c.created < time.time() - self.retention
-            await connection.execute(batches.delete().where(empty, too_old))
-            return ended
+        async def work(connection: AsyncConnection) -> bool:
+            old = sa.select(launches.c.seq).where(launches.c.ended < oldest).limit(_SLICE)
+            ended = (await connection.execute(launches.delete().where(launches.c.seq.in_(old)))).rowcount
+            if ended == _SLICE:
+                return True
+            filled = sa.select(launches.c.batch).where(launches.c.batch == batches.c.id).exists()
+            await connection.execute(batches.delete().where(batches.c.created < oldest, ~filled))
+            return False
 
         return await self.database.write(work)
-
-
-def _moved(started: list[LaunchRecord]) -> list[str]:
-    """The topics of launches that have their turn."""
-    return [MOVED, *(record.id for record in started)] if started else []
 
 
 def no_room(limit: Limit, used: queries.Usage) -> LimitReached:

@@ -23,6 +23,9 @@ from .replicas import Replicas
 from .starting import name_of
 from .store import QUEUE, STOP, Store
 
+_FORGET_INTERVAL = 3600
+"""Seconds."""
+
 
 class Worker(LoggingConfigurable):
     """Works on launches."""
@@ -55,7 +58,7 @@ class Worker(LoggingConfigurable):
         self._store.database.on_change(self._changed, self._wake.set)
         await self._replicas.join(self.replica)
         self._wake.set()
-        for run in (self._rounds, self._signs_of_life):
+        for run in (self._rounds, self._signs_of_life, self._forgetting):
             self._tasks.append(asyncio.create_task(run(), name=run.__name__.strip("_")))
 
     async def stop(self) -> None:
@@ -139,10 +142,9 @@ class Worker(LoggingConfigurable):
                 if now < end and not record.warned:
                     await self._store.warn(record.id, end)
                 elif now >= end:
-                    await self._store.set_values(record.id, due=None)
                     await self._store.ask_to_stop(record.id, LIFETIME)
             else:
-                await self._store.set_values(record.id, due=None)
+                await self._store.settle(record.id)
 
     def _no_turn(self, record: LaunchRecord) -> LauncherError:
         server, seconds = name_of(record.username, record.server_name), time.time() - record.created
@@ -159,16 +161,28 @@ class Worker(LoggingConfigurable):
 
     async def _signs_of_life(self) -> None:
         """Keep what we hold; let it go when others have it."""
-        purged = -math.inf
         while True:
             await asyncio.sleep(self._replicas.lease_timeout / 3)
-            with contextlib.suppress(StoreUnavailable):
+            try:
                 if not await self._replicas.alive(self.replica):
                     await self._superseded()
-                if time.monotonic() > purged + 3600:
-                    purged = time.monotonic()
-                    await self._store.purge()
+            except StoreUnavailable:
+                pass  # the store has told it
+            except Exception:
+                self.log.exception("Could not give a sign of life")
             self._wake.set()  # somebody else may have died
+
+    async def _forgetting(self) -> None:
+        """Forget what ended long ago, bit by bit."""
+        while True:
+            try:
+                more = await self._store.purge()
+            except StoreUnavailable:
+                more = False
+            except Exception:
+                self.log.exception("Could not forget what ended long ago")
+                more = False
+            await asyncio.sleep(1 if more else _FORGET_INTERVAL)
 
     async def _superseded(self) -> None:
         await self._leave_works()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import sqlalchemy as sa
 from traitlets.config import Config
 
 from jhlauncher.batches import Batches
@@ -262,7 +263,7 @@ async def test_ready_launch_is_taken_to_be_stopped(store: Store, replicas: Repli
     await replicas.join("me")
     await claim(store, "me", 1)
     await store.change(launch.id, "ready", {}, owner="me")
-    await store.set_values(launch.id, owner=None)
+    await store.let_go("me", launch.id)
     assert await replicas.take_over("me") == []
     await store.ask_to_stop(launch.id, "user:alice")
     assert await replicas.take_over("me") == [launch.id]
@@ -292,8 +293,8 @@ async def test_purge(database_url: str):
         old, young, active = await added(store, 3)
         for launch in (old, young):
             await store.ask_to_stop(launch.id, "me")
-        await store.set_values(old.id, ended=time.time() - 61)
-        assert await store.purge() == 1
+        await store._set(old.id, sa.true(), ended=time.time() - 61)
+        assert not await store.purge()
         assert await store.get(old.id) is None
         assert await store.events_of(old.id) == []
         assert await store.get(young.id)
@@ -311,7 +312,7 @@ async def test_change_is_told_to_all(database_url: str):
         if not one.database.on_sqlite:
             async with asyncio.timeout(5):
                 while not told.is_set():  # it listens from some moment on
-                    await one.set_values(launch.id, owner="me")
+                    await one._set(launch.id, sa.true(), owner="me")
                     await one.append("me", launch.id, "progress", {})
                     await asyncio.sleep(0.02)
         await one.ask_to_stop(launch.id, "me")

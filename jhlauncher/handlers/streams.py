@@ -45,7 +45,8 @@ class Keepalive:
         while True:
             await asyncio.sleep(self._interval)
             for number, stream in enumerate(list(self._streams)):
-                stream.send_now(sse.KEEPALIVE)
+                if stream in self._streams:  # it may have ended meanwhile
+                    stream.send_now(sse.KEEPALIVE)
                 if number % 50 == 49:
                     await asyncio.sleep(0)  # others have their turn
 
