@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -87,6 +86,14 @@ class Access:
             raise Forbidden(f"The Hub calls this user {created}, whom your token's scopes do not reach.")
         return created
 
+    async def reaches(self, caller: Caller, record: LaunchRecord, scopes: tuple[str, ...]) -> bool:
+        """Whether one of the caller's scopes covers the server of a launch."""
+        user, server = record.username, record.server_name
+        if any(caller.holds(scope, user, server, frozenset()) for scope in scopes):
+            return True
+        groups = frozenset().union(*(caller.filters(scope, "group") for scope in scopes))
+        return bool(groups) and user in await self._hub.members(groups)
+
     async def visible(self, caller: Caller) -> sa.ColumnElement[bool]:
         """Condition: the launches that a caller may see."""
         if not caller.scopes.isdisjoint(READ):
@@ -102,12 +109,6 @@ class Access:
                 user, _, name = server.partition("/")
                 reached.append((launches.c.username == user) & (launches.c.server_name == name))
         return sa.or_(launches.c.username.in_(sorted(users)), *reached)
-
-    async def reaches(self, caller: Caller, record: LaunchRecord, scopes: tuple[str, ...]) -> bool:
-        """Whether one of the caller's scopes covers the server of a launch."""
-        with contextlib.suppress(Forbidden):
-            return (await self.target(caller, record.username, record.server_name, scopes)).user == record.username
-        return False
 
 
 def out_of_reach(user: str, server: str, scopes: tuple[str, ...]) -> Forbidden:

@@ -79,6 +79,11 @@ class Batches:
 
         return await self._store.database.read(work)
 
+    async def is_over(self, batch: str) -> bool:
+        """Whether all its launches have ended."""
+        active = (launches.c.batch == batch) & launches.c.state.in_(ACTIVE)
+        return not await self._store.database.read(lambda connection: queries.count(connection, active))
+
     async def launches_of(self, batch: str) -> list[LaunchRecord]:
         """The launches of a batch, in order."""
         return await self._store.database.read(lambda connection: queries.every(connection, launches.c.batch == batch))

@@ -100,12 +100,16 @@ class Feed(LoggingConfigurable):
         try:
             while True:
                 rung = listeners.bell.listen()
-                with contextlib.suppress(StoreUnavailable):
-                    for event in await self._batches.events_of(batch, after):
-                        yield event
-                        after = event.seq
-                    if all(record.final for record in await self._batches.launches_of(batch)):
-                        return
+                try:
+                    over = await self._batches.is_over(batch)  # before its events, so that the last is among them
+                    found = await self._batches.events_of(batch, after)
+                except StoreUnavailable:
+                    continue  # it is retried there
+                for event in found:
+                    yield event
+                    after = event.seq
+                if over:
+                    return
                 await rung.wait()
         finally:
             listeners.number -= 1
@@ -128,7 +132,7 @@ class Feed(LoggingConfigurable):
 
     def estimate(self, position: int) -> float | None:
         """Seconds until who is at this position in the queue starts; None if that is not known."""
-        return self._pace.wait(position, self._bound.current())
+        return self._pace.wait(position, self._bound.current)
 
     def _in_queue(self, launch: str, position: int) -> LaunchEvent:
         self._line.told[launch] = position

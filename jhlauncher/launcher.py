@@ -49,6 +49,10 @@ from .tables import launches
 Report = Callable[[ProgressEvent], Awaitable[None]]
 
 
+_AT_ONCE = 16
+"""Launches of a batch that are looked up at the Hub at a time."""
+
+
 class Launcher(LoggingConfigurable):
     """Launches servers on the Hub on behalf of callers."""
 
@@ -61,7 +65,7 @@ class Launcher(LoggingConfigurable):
         reached does not count. Default: $STATUS_CHECK_INTERVAL x $STATUS_CHECK_COUNT, or else 300.
         """,
     ).tag(config=True)
-    stop_timeout = Float(120, min=0, help="Seconds to wait until a server has stopped.").tag(config=True)
+    stop_timeout = Float(120, min=0.1, help="Seconds to wait until a server has stopped.").tag(config=True)
     token_lifetime = Integer(
         1800, min=1, help="Seconds for which a server's token is valid. Default: $USER_TOKEN_LIFETIME, or else 1800."
     ).tag(config=True)
@@ -267,8 +271,7 @@ class Launcher(LoggingConfigurable):
         """The place in the queue, and the seconds until its turn, if that is known."""
         if record.state != "queued":
             return None
-        order = await self._store.queue_order()
-        place = order.index(record.id) + 1 if record.id in order else 1
+        place = await self._store.place_of(record.id)
         return place, self._feed.estimate(place)
 
     def follow(self, launch: str, after: int = 0) -> AsyncGenerator[LaunchEvent, None]:
@@ -299,6 +302,7 @@ class Launcher(LoggingConfigurable):
         Raises:
             BatchRefused: all or none were wanted, and one can't be accepted.
             KeyReused: the key was for another request.
+            HubUnavailable, StoreUnavailable: try again.
 
         """
         batch = BatchRecord(
@@ -306,14 +310,21 @@ class Launcher(LoggingConfigurable):
             request=self._signer.fingerprint(request.model_dump(mode="json")),
             idempotency_key=key,
         )
-        asked = await asyncio.gather(*(self._asked(caller, one, batch.id) for one in request.launches))
-        return await self._batches.add(batch, asked, all_or_none=request.mode == "all")
+        gate = asyncio.Semaphore(_AT_ONCE)
 
-    async def _asked(self, caller: Caller, request: LaunchRequest, batch: str) -> LaunchRecord | LauncherError:
+        async def asked(one: LaunchRequest) -> LaunchRecord | LauncherError:
+            try:
+                async with gate:
+                    return replace(await self._prepared(caller, one, None, None), batch=batch.id)
+            except CallerError as error:
+                return error
+
         try:
-            return replace(await self._prepared(caller, request, None, None), batch=batch)
-        except CallerError as error:
-            return error
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(asked(one)) for one in request.launches]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return await self._batches.add(batch, [task.result() for task in tasks], all_or_none=request.mode == "all")
 
     async def get_batch(self, caller: Caller, batch: str) -> tuple[BatchRecord, dict[str, LaunchRecord]]:
         """A batch of the caller's, and its launches by id.
@@ -326,6 +337,10 @@ class Launcher(LoggingConfigurable):
         if not record or (record.caller != caller.label and caller.scopes.isdisjoint(READ)):
             raise NotFound("There is no such batch.", reason="batch_not_found")
         return record, {launch.id: launch for launch in await self._batches.launches_of(batch)}
+
+    async def is_told(self, batch: str, after: int) -> bool:
+        """Whether nothing follows in a batch after the event with that number."""
+        return await self._batches.is_over(batch) and not await self._batches.events_of(batch, after)
 
     def follow_batch(self, batch: str, after: int = 0) -> AsyncGenerator[BatchEvent, None]:
         """To which states its launches come, until all have ended."""

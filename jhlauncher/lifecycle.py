@@ -38,6 +38,8 @@ from .store import Store
 
 Result = TypeVar("Result")
 
+_AGAIN_AFTER = 5
+"""Seconds until an end is tried again that the Hub has refused."""
 LIFETIME = "lifetime"
 """Who ends a launch whose time is over."""
 
@@ -141,10 +143,8 @@ class Lifecycle(LoggingConfigurable):
 
     async def _step(self, work: Work) -> None:
         """What is to be done about a launch."""
-        if work.record.state == "ready":
-            return await self._end(work)
-        if work.stopping:
-            return await self._cancel(work)
+        if work.record.state == "ready" or work.stopping:
+            return await self._bring_to_end(work)
         if not work.error:
             try:
                 return await self._see_through(work)
@@ -152,6 +152,7 @@ class Lifecycle(LoggingConfigurable):
                 raise
             except HubRefused as error:
                 if not await self._is_accepted():
+                    self._outage.begin()
                     return await self._let_go(work, error)
                 work.error = error
             except LauncherError as error:
@@ -160,6 +161,19 @@ class Lifecycle(LoggingConfigurable):
                 self.log.exception("Launch %s: a bug", work.record.id)
                 work.error = LauncherError("The launcher has failed; its log tells why.")
         return await self._fail(work, work.error)
+
+    async def _bring_to_end(self, work: Work) -> None:
+        """Cancel it or stop its server, now or later."""
+        try:
+            await (self._end(work) if work.record.state == "ready" else self._cancel(work))
+        except HubUnavailable:
+            raise
+        except LauncherError as error:
+            if not await self._is_accepted():
+                self._outage.begin()
+            else:
+                await asyncio.sleep(_AGAIN_AFTER)
+            await self._let_go(work, error)
 
     async def _see_through(self, work: Work) -> None:
         """Start the server; the launch is ready or failed then, or waits again."""
@@ -195,9 +209,9 @@ class Lifecycle(LoggingConfigurable):
 
     async def _wait_again(self, work: Work, busy: Throttled) -> None:
         """Back into the queue, where it was, until the Hub takes more."""
-        await self._persist(lambda: self._store.give_back(work.replica, work.record.id))
-        under_way = (await self._persist(self._store.counts)).get("starting", 0)
+        under_way = await self._persist(self._store.starting) - 1
         delay = self._bound.throttled(under_way, busy.retry_after)
+        await self._persist(lambda: self._store.give_back(work.replica, work.record.id))
         self.log.info("JupyterHub takes no more than %i starts now (%s)", under_way, busy.message)
         if not under_way:
             self._feed.hinder(f"JupyterHub is too busy: {busy.message} Trying again in {delay:g} seconds.")
@@ -329,5 +343,4 @@ class Lifecycle(LoggingConfigurable):
     async def _let_go(self, work: Work, error: LauncherError) -> None:
         """Leave a launch to others, or to better times: the Hub does not know this service."""
         self.log.error("Launch %s waits: %s", work.record.id, error.message)
-        self._outage.begin()
         await self._persist(lambda: self._store.let_go(work.replica, work.record.id))

@@ -185,11 +185,11 @@ TemplateName = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-
 ByteSize = Annotated[
     int,
     BeforeValidator(parse_bytes),
-    Field(gt=0),
+    Field(gt=0, lt=2**63),
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "integer", "exclusiveMinimum": 0},
+                {"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 2**63},
                 {"type": "string", "pattern": r"^[1-9][0-9]{0,5}(\.[0-9]{1,3})?[KMGT]?(i|iB|B)?$"},
             ]
         }

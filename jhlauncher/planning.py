@@ -66,7 +66,8 @@ class Planner:
             "decision": "refuse" if obstacle else "queue" if held or place > 1 else "start",
             "username": user,
             "rule": decision.rule,
-            "spec": decision.spec,
+            "spec": record.spec,
+            "env": sorted(decision.spec.env),
             "lifetime": decision.lifetime,
             "limits": await self._limits(decision.limits),
         }

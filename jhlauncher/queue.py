@@ -36,8 +36,13 @@ class StartBound(LoggingConfigurable):
         self._raised_at = math.inf
         self._delay = self.throttle_delay
 
+    @property
     def current(self) -> int:
-        """The bound now; it rises by one when the Hub may take more again."""
+        """The bound now."""
+        return self._bound
+
+    def rise(self) -> int:
+        """The bound, raised by one if the Hub may take more again."""
         if time.monotonic() >= self._raised_at:
             self._bound += 1
             more = self._bound < self.concurrent_starts

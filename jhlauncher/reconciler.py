@@ -71,6 +71,9 @@ class Reconciler(LoggingConfigurable):
         servers = await self._hub.active_servers()
         for record in ready:
             server = servers.get((record.username, record.server_name))
+            if server and launch_id(server) == record.id:
+                continue
+            server = await self._hub.active_server(record.username, record.server_name)  # pages may have shifted
             if not server or launch_id(server) != record.id:
                 await self._hub.revoke_tokens(record.username, record.server_name, record.id)
                 await self.server_ended(record.id)

@@ -189,6 +189,17 @@ class Store(LoggingConfigurable):
 
         return await self.database.read(work)
 
+    async def place_of(self, launch: str) -> int:
+        """The place of one that waits; 1 if it does not wait any more."""
+
+        async def work(connection: AsyncConnection) -> int:
+            ranked, order = queries.fair_order()
+            placed = sa.select(ranked.c.id, sa.func.row_number().over(order_by=order).label("place")).subquery()
+            place = (await connection.execute(sa.select(placed.c.place).where(placed.c.id == launch))).scalar()
+            return place or 1
+
+        return await self.database.read(work)
+
     async def would_be(self, record: LaunchRecord) -> tuple[int, bool, LauncherError | None]:
         """Of a new launch: its place in the queue, whether a limit would hold it there, and what refuses it."""
 
@@ -386,6 +397,10 @@ class Store(LoggingConfigurable):
             return {row[0]: row[1] for row in rows}
 
         return await self.database.read(work)
+
+    async def starting(self) -> int:
+        """How many launches are starting."""
+        return await self.database.read(lambda connection: queries.count(connection, launches.c.state == "starting"))
 
     async def usage(self, of: set[str]) -> queries.Usage:
         """What starts and runs, by key: servers, cpu, memory, gpu."""

@@ -109,7 +109,7 @@ class Worker(LoggingConfigurable):
         await self._settle_due()
         if not self._outage.lasts:
             await self._replicas.take_over(self.replica)
-        most = 0 if self._outage.lasts else self._bound.current()
+        most = 0 if self._outage.lasts else self._bound.rise()
         known = set(self._works)  # before asking: what ends meanwhile may still be in the answer
         records, fresh = await self._store.claim(self.replica, most)
         for record in records:

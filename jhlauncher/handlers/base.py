@@ -96,6 +96,7 @@ class BaseHandler(RequestHandler):
         self._received = bytearray()
         self._reads_body = False
         self._task: asyncio.Task[Any] | None = None
+        self._gone = False
         self.services.requests.add(self)
 
     def on_finish(self) -> None:
@@ -214,6 +215,9 @@ class BaseHandler(RequestHandler):
             ShuttingDown: the service stops.
 
         """
+        if self._gone:
+            work.close()
+            raise Finish
         self._task = task = asyncio.create_task(work)
         try:
             return await task
@@ -233,6 +237,7 @@ class BaseHandler(RequestHandler):
 
     def on_connection_close(self) -> None:
         """The client has gone: nobody waits for the answer."""
+        self._gone = True
         super().on_connection_close()  # ends Tornado's wait for a body that will not come
         self.interrupt()
         if not self._task:

@@ -77,6 +77,8 @@ class BatchEventsHandler(EventsHandler):
         """Send what has happened since ``Last-Event-ID``, and what happens, until all have ended."""
         after = self.last_event_id()
         await self.services.parts.launcher.get_batch(self.caller, batch)
+        if after and await self.services.parts.launcher.is_told(batch, after):
+            return await self.answer_nothing()
 
         async def send(stream: EventStream) -> None:
             async with aclosing(self.services.parts.launcher.follow_batch(batch, after)) as events:
@@ -84,4 +86,4 @@ class BatchEventsHandler(EventsHandler):
                     about = {"launch": event.launch, "username": event.username, "server_name": event.server_name}
                     await stream.send({"time": iso(event.time), **about, **event.data}, name=event.name, id=event.seq)
 
-        await self.stream(send)
+        return await self.stream(send)

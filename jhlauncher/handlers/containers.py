@@ -7,7 +7,9 @@ say who may not.
 
 from __future__ import annotations
 
+import asyncio
 import json
+from contextlib import suppress
 from typing import Any
 
 from tornado.web import Finish
@@ -34,7 +36,7 @@ class ContainersHandler(BaseHandler):
     """One server of one user."""
 
     _stream: EventStream | None = None
-    _launch: LaunchRecord | None = None
+    _submission: asyncio.Task[LaunchRecord] | None = None
 
     async def post(self) -> None:
         """Launch a server; answers when it is ready, or with each event as it happens."""
@@ -44,12 +46,12 @@ class ContainersHandler(BaseHandler):
         launcher = self.services.parts.launcher
 
         async def launch() -> dict[str, Any]:
-            self._launch = await launcher.submit(
-                self.caller, request, key=self.idempotency_key(), waits=launcher.start_timeout
-            )
-            launched = await launcher.wait(self._launch, self._report)
+            submission = launcher.submit(self.caller, request, key=self.idempotency_key(), waits=launcher.start_timeout)
+            self._submission = asyncio.create_task(submission)
+            record = await asyncio.shield(self._submission)  # so that it is known if the client leaves meanwhile
+            launched = await launcher.wait(record, self._report)
             return {
-                "image": self._launch.spec.image,
+                "image": record.spec.image,
                 "server_name": launched.server_name,
                 "token": launched.token,
                 "url": self.absolute_url(launched.path, launched.full_url),
@@ -63,8 +65,9 @@ class ContainersHandler(BaseHandler):
         try:
             result = await self.interruptible(launch())
         except Finish:
-            if self._launch:
-                await launcher.abandon(self._launch)
+            if self._submission:
+                with suppress(LauncherError):
+                    await launcher.abandon(await self._submission)
             raise
         except Exception as error:
             if not (self._stream and self._stream.begun):

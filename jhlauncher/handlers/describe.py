@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from typing import Any
 
 from ..models import LaunchRequest, ServerQuery
@@ -87,5 +88,11 @@ def _choice(patterns: list[str]) -> dict[str, Any]:
     """Any string that one of these patterns (as in a shell) matches."""
     if all(not set("*?[") & set(pattern) for pattern in patterns):
         return {"type": "string", "enum": patterns} if patterns else {"not": {}}
-    expressions = (fnmatch.translate(pattern).removeprefix("(?s:").removesuffix(r")\Z") for pattern in patterns)
-    return {"type": "string", "pattern": f"^({'|'.join(expressions)})$", "examples": patterns}
+    return {"type": "string", "pattern": f"^({'|'.join(map(_expression, patterns))})$", "examples": patterns}
+
+
+def _expression(pattern: str) -> str:
+    """A shell's pattern as a regular expression of ECMA-262, which is JSON Schema's and knows no atomic groups."""
+    whole = re.fullmatch(r"\(\?s:(.*)\)\\[Zz]", fnmatch.translate(pattern), re.DOTALL)
+    assert whole  # noqa: S101  (its form in Python 3.11 to 3.14)
+    return whole[1].replace("(?>", "(?:")

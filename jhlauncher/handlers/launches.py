@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from ..errors import InvalidRequest, ShuttingDown
-from ..models import LaunchRequest, Model
+from ..models import LaunchRequest, Model, ServerName, TemplateName, UserName
 from ..records import LaunchRecord, State
 from .base import BaseHandler
 from .streams import EventStream
@@ -75,12 +75,12 @@ class EventsQuery(Model):
 class ListQuery(Model):
     """The query of ``GET launches``; all that are given must hold."""
 
-    username: str | None = None
-    server_name: str | None = None
+    username: UserName | None = None
+    server_name: ServerName | None = None
     state: Annotated[list[State], BeforeValidator(_states)] | None = None
     """One, or several with commas between."""
-    template: str | None = None
-    batch: str | None = None
+    template: TemplateName | None = None
+    batch: Annotated[str, Field(pattern="^[0-9a-f]{16}$")] | None = None
     since: Annotated[float, BeforeValidator(_time)] | None = None
     """Asked for at this time or later (ISO 8601)."""
     until: Annotated[float, BeforeValidator(_time)] | None = None

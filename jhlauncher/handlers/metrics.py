@@ -20,6 +20,6 @@ class MetricsHandler(BaseHandler):
             caller = await self.authenticate()
             if "read:metrics" not in caller.scopes:
                 raise Forbidden("Metrics need the scope read:metrics.", details={"needs": "read:metrics"})
-        body = services.parts.metrics.render(await services.parts.store.counts(), services.parts.bound.current())
+        body = services.parts.metrics.render(await services.parts.store.counts(), services.parts.bound.current)
         self.set_header("Content-Type", CONTENT_TYPE_LATEST)
         await self.finish(body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from pydantic import BaseModel
@@ -52,6 +53,7 @@ _ANSWERS: list[type[BaseModel]] = [
 ]  # fmt: skip
 
 
+@functools.cache
 def document(prefix: str) -> Json:
     """The whole document; ``prefix`` is the path below which everything answers."""
     pairs: Any = [(model, "validation") for model in _REQUESTS] + [(model, "serialization") for model in _ANSWERS]

@@ -183,6 +183,8 @@ class PlanView(BaseModel):
     """Which rule of the policy decided."""
     spec: LaunchSpec | None
     """What would be launched."""
+    env: list[str] = []
+    """The names of its environment variables; the values may be secrets of the template's."""
     lifetime: float | None = None
     position: int | None = None
     estimate: float | None = None
