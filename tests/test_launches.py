@@ -477,6 +477,40 @@ async def test_limit_lets_others_wait(hub: FakeHub, database_url: str):
         assert (await settled(service, second))["state"] == "ready"
 
 
+async def test_what_no_limit_has_room_for_is_refused(hub: FakeHub, database_url: str):
+    rule = {"name": "r", "images": ["*"], "cpu": None, "limits": {"all": {"cpu": 4}}, "when_full": "queue"}
+    async with running_service(hub, Database={"url": database_url}, Policy={"rules": [rule]}, **SETTINGS) as service:
+        body = {"username": "alice", "image": "image:1", "cpu": {"limit": 8}}
+        status, error = await service.request("POST", "launches", json=body)
+        assert (status, error["reason"]) == (403, "policy_denied")
+        assert error["details"]["fields"] == [{"field": "cpu", "problem": "8 is more than the limit of 4 (all)"}]
+
+
+@pytest.mark.parametrize(
+    "query", ["username=%00", "username=a%2Fb", "server_name=%00", "template=%00", "batch=x", "state=lost", "limit=0"]
+)
+async def test_bad_filters(service: Service, query: str):
+    status, error = await service.request("GET", f"launches?{query}")
+    assert (status, error["reason"]) == (400, "invalid_request")
+
+
+async def test_memory_that_no_database_can_count(service: Service):
+    body = {"username": "alice", "image": "image:1", "memory": {"limit": "99999999999999999999T"}}
+    assert (await service.request("POST", "launches", json=body))[0] == 400
+
+
+async def test_dry_run_keeps_the_secrets_of_a_template(hub: FakeHub, database_url: str):
+    policy = {
+        "rules": [{"name": "r", "templates": ["*"]}],
+        "templates": {"lab": {"image": "image:1", "env": {"PASSWORD": "very-secret-value"}}},
+    }
+    async with running_service(hub, Database={"url": database_url}, Policy=policy, **SETTINGS) as service:
+        body = {"username": "alice", "template": "lab"}
+        status, plan = await service.request("POST", "launches?dry_run=true", json=body)
+        assert (status, plan["env"]) == (200, ["PASSWORD"])
+        assert "very-secret-value" not in json.dumps(plan)
+
+
 async def test_metrics(service: Service):
     monitor = service.hub.identify("t-monitor", "prometheus", "service", "read:metrics")
     await settled(service, await accepted(service))
@@ -571,6 +605,9 @@ async def test_batch(service: Service):
     middle = {**headers, "Last-Event-ID": seen[4].id}
     async with service.client.get(f"{service.url}batches/{batch['id']}/events", headers=middle) as response:
         assert [event.id async for event in sse.decode(response.content.iter_any())] == [e.id for e in seen[5:]]
+    last = {**headers, "Last-Event-ID": seen[-1].id}
+    async with service.client.get(f"{service.url}batches/{batch['id']}/events", headers=last) as response:
+        assert response.status == 204, "a browser would come back for ever"
 
 
 async def test_batch_of_which_all_or_none_is_wanted(service: Service):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
 from jhlauncher import sse
+from jhlauncher.handlers.streams import Keepalive
 from jhlauncher.sse import Event
 
 pytestmark = pytest.mark.asyncio
@@ -52,3 +54,33 @@ async def test_endless_event_is_an_error(data: bytes):
 
     with pytest.raises(ValueError, match="too long"):
         [event async for event in sse.decode(endless())]
+
+
+class Stream:
+    """An open stream as the keepalive sees it."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.signs = 0
+
+    def send_now(self, text: str) -> None:
+        assert not self.ended, "Tornado would raise"
+        self.signs += 1
+
+
+@pytest.mark.asyncio
+async def test_signs_of_life_go_on_while_streams_end():
+    keepalive = Keepalive(0.001)
+    streams = [Stream() for _ in range(200)]
+    for stream in streams:
+        keepalive.add(stream)  # type: ignore[arg-type]
+    for stream in streams[1:]:
+        while not stream.signs:
+            await asyncio.sleep(0)  # in between two groups, too
+        stream.ended = True
+        keepalive.discard(stream)  # type: ignore[arg-type]
+    signs = streams[0].signs
+    async with asyncio.timeout(5):
+        while streams[0].signs < signs + 3:
+            await asyncio.sleep(0.001)
+    await keepalive.stop()

@@ -318,3 +318,56 @@ async def test_change_is_told_to_all(database_url: str):
         await one.ask_to_stop(launch.id, "me")
         async with asyncio.timeout(5):
             await told.wait()
+
+
+async def test_full_limit_holds_up_only_those_who_need_room_in_it(store: Store):
+    gpus = [Limit("all", "gpu", 1, True)]
+    await added(store, 1, prefix="has", spec={"gpu": {"limit": 1}}, limits=gpus, keys=["all"])
+    assert len(await claim(store, "me", 10)) == 1
+    await added(store, 2, prefix="wants", spec={"gpu": {"limit": 1}}, limits=gpus, keys=["all"])
+    await added(store, 1, prefix="without", limits=gpus, keys=["all"])
+    await added(store, 1, prefix="unlimited", keys=["all"])
+    assert sorted(launch.username for launch in await claim(store, "me", 10)) == ["has0", "unlimited0", "without0"]
+
+
+async def test_many_held_by_their_limits_let_others_by(store: Store):
+    for prefix in ("a", "b"):
+        for n in range(50):
+            key = f"user:{n}"
+            await store.add(record(f"{prefix}{n}", limits=[Limit(key, "servers", 1, True)], keys=[key]))
+    assert len(await claim(store, "me", 100)) == 50
+    (last,) = await added(store, 1, prefix="last")
+    assert last.id in [launch.id for launch in await claim(store, "me", 51)]
+    assert len(await claim(store, "me", 200)) == 51
+
+
+async def test_what_counts_for_a_limit_ends_with_the_launch(store: Store):
+    limits = [Limit("all", "servers", 1, False)]
+    first, _ = await store.add(record("a", limits=limits, keys=["all"]))
+    with pytest.raises(LimitReached):
+        await store.add(record("b", limits=limits, keys=["all"]))
+    await store.ask_to_stop(first.id, "user:a")
+    await store.add(record("b", limits=limits, keys=["all"]))
+
+
+async def test_start_that_is_to_end_is_not_given_back(store: Store):
+    (launch,) = await added(store, 1)
+    await claim(store, "me", 1)
+    await store.ask_to_stop(launch.id, "user:alice")
+    await store.give_back("me", launch.id)
+    (still,) = await store.owned("me")
+    assert (still.state, still.stop_by) == ("starting", "user:alice")
+
+
+async def test_who_asked_may_go_and_the_others_are_told(store: Store):
+    told: list[str] = []
+    seen: list[str] = []
+    store.database.on_change(told.append, lambda: None)
+    store.observers.append(lambda launch: seen.append(launch.state))
+    (launch,) = await added(store, 1)
+    asking = asyncio.create_task(store.ask_to_stop(launch.id, "user:alice"))
+    await asyncio.sleep(0)
+    asking.cancel()
+    async with asyncio.timeout(5):
+        while told.count(launch.id) < 2 or seen != ["queued", "cancelled"]:
+            await asyncio.sleep(0.01)
