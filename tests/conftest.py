@@ -57,8 +57,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Twice the cores: much of the time goes in waiting for engines."""
-    return 2 * (os.cpu_count() or 1)
+    """One more than there are cores: much of the time goes in waiting for engines."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
