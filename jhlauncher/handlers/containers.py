@@ -78,6 +78,9 @@ class ContainersHandler(BaseHandler):
                 self._stream.end(result, name="ready")
             else:
                 self.answer(result)
+        finally:
+            if self._submission:  # which goes on if the service stops meanwhile
+                await asyncio.gather(self._submission, return_exceptions=True)
 
     async def get(self) -> None:
         """Tell about a running or pending server."""
