@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from . import queries
-from .errors import BatchRefused, KeyReused, LauncherError
+from .errors import BatchRefused, KeyReused, LauncherError, ServerConflict
 from .records import ACTIVE, FINAL, BatchEvent, BatchRecord, LaunchRecord
 from .store import KEY_REUSED, Store
 from .tables import batches, events, launches
@@ -28,10 +28,12 @@ class Batches:
         """Keep a batch and those of its launches that can be accepted; the same request may have come before.
 
         Raises:
-            BatchRefused: all or none are wanted, and one can't be accepted.
+            BatchRefused: none can be accepted, or one can't and all are wanted.
             KeyReused: another request had its idempotency key.
 
         """
+        if all_or_none and not await self._store.database.read(lambda connection: self._same(connection, batch)):
+            await self._refuse_early(asked)
 
         async def work(connection: AsyncConnection) -> BatchRecord:
             known = await self._same(connection, batch)
@@ -39,15 +41,32 @@ class Batches:
                 return known
             new = [item for item in asked if isinstance(item, LaunchRecord)]
             results = iter(await self._store.add_within(connection, new))
-            items = [_item(next(results) if isinstance(item, LaunchRecord) else item) for item in asked]
-            refused = [{"index": index, **item["error"]} for index, item in enumerate(items) if "error" in item]
-            if refused and all_or_none:
-                text = f"{len(refused)} of the {len(items)} launches can't be accepted, so none was: see details.items."
-                raise BatchRefused(text, details={"items": refused})
-            await connection.execute(batches.insert().values(**asdict(replace(batch, items=items))))
-            return replace(batch, items=items)
+            items = [next(results) if isinstance(item, LaunchRecord) else item for item in asked]
+            refused = [item for item in items if isinstance(item, LauncherError)]
+            if len(refused) == len(items) or (refused and all_or_none):
+                raise _refused(items)
+            kept = replace(batch, items=[_item(item) for item in items])
+            await connection.execute(batches.insert().values(**asdict(kept)))
+            return kept
 
         return await self._store.database.write(work, alone=True)
+
+    async def _refuse_early(self, asked: Sequence[LaunchRecord | LauncherError]) -> None:
+        """Refuse a batch without making others wait, where that can be seen before."""
+        records = [item for item in asked if isinstance(item, LaunchRecord)]
+        found = iter(await self._store.refusals(records))
+        seen: set[tuple[str, str]] = set()
+        items: list[LauncherError | None] = []
+        for item in asked:
+            if isinstance(item, LauncherError):
+                items.append(item)
+                continue
+            server = (item.username, item.server_name)
+            twice = ServerConflict("This batch asks twice for this server.", reason="server_starting")
+            items.append(next(found) or (twice if server in seen else None))
+            seen.add(server)
+        if any(items):
+            raise _refused(items)
 
     async def _same(self, connection: AsyncConnection, batch: BatchRecord) -> BatchRecord | None:
         if batch.idempotency_key is None:
@@ -94,6 +113,13 @@ def _item(result: tuple[LaunchRecord, bool] | LauncherError) -> dict[str, Any]:
     if isinstance(result, LauncherError):
         return {"error": result.as_dict()}
     return {"launch": result[0].id}
+
+
+def _refused(items: Sequence[object]) -> BatchRefused:
+    """The error for a batch of which nothing is kept."""
+    errors = [{"index": n, **item.as_dict()} for n, item in enumerate(items) if isinstance(item, LauncherError)]
+    text = f"{len(errors)} of the {len(items)} launches can't be accepted, so none was: see details.items."
+    return BatchRefused(text, details={"items": errors})
 
 
 async def _one(connection: AsyncConnection, where: sa.ColumnElement[bool]) -> BatchRecord | None:

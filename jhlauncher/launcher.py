@@ -29,6 +29,7 @@ from .batches import Batches
 from .errors import (
     CallerError,
     LauncherError,
+    LaunchFailed,
     NotFound,
     ServerConflict,
     StopFailed,
@@ -40,8 +41,8 @@ from .models import BatchRequest, Caller, Launched, LaunchRequest, ProgressEvent
 from .planning import Planner
 from .reconciler import Reconciler
 from .records import BatchEvent, BatchRecord, LaunchEvent, LaunchRecord
-from .signing import Signer
-from .starting import launch_id, stopping, title_of
+from .signing import BadSignature, Signer
+from .starting import KEY_CHANGED, launch_id, stopping, title_of
 from .stopping import Stopper
 from .store import Store
 from .tables import launches
@@ -166,13 +167,15 @@ class Launcher(LoggingConfigurable):
         record = await self._store.get(launch)
         if not record or not record.token:
             raise _ended_early(record)
-        token = self._signer.unseal(record.token)
+        token = self._unsealed(record.token)
+        if token is None:
+            raise LaunchFailed(KEY_CHANGED, reason="key_changed")
         return Launched(record.username, record.server_name, token, path=record.path or "", full_url=record.full_url)
 
     async def abandon(self, record: LaunchRecord) -> None:
-        """Whoever waited for it has gone: if it has not begun, it need not."""
+        """Whoever waited for it has gone: if it has not begun, it need not; with a key they may come back."""
         current = await self._store.get(record.id)
-        if current and current.state == "queued":
+        if current and current.state == "queued" and not current.idempotency_key:
             await self._store.ask_to_stop(record.id, record.caller)
 
     async def _prepared(
@@ -180,7 +183,7 @@ class Launcher(LoggingConfigurable):
     ) -> LaunchRecord:
         """The launch as it will be kept; the user exists."""
         record = await self._planner.prepared(caller, request)
-        wait_until = time.time() + min(request.queue_timeout or self.queue_timeout, waits or math.inf)
+        wait_until = time.time() + min(request.queue_timeout or math.inf, self.queue_timeout, waits or math.inf)
         return replace(record, idempotency_key=key, due=wait_until, wait_until=wait_until)
 
     async def _is_outdated(self, conflict: ServerConflict) -> bool:
@@ -263,9 +266,15 @@ class Launcher(LoggingConfigurable):
     async def token_of(self, caller: Caller, record: LaunchRecord) -> str | None:
         """The server's token, for those who may start the server and so could get one anyway."""
         if record.token and await self._access.reaches(caller, record, START):
-            token: str = self._signer.unseal(record.token)
-            return token
+            return self._unsealed(record.token)
         return None
+
+    def _unsealed(self, token: str) -> str | None:
+        """A server's token; None if the signing key has changed since."""
+        try:
+            return str(self._signer.unseal(token, "token"))
+        except BadSignature:
+            return None
 
     async def position(self, record: LaunchRecord) -> tuple[int, float | None] | None:
         """The place in the queue, and the seconds until its turn, if that is known."""

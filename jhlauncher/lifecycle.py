@@ -32,7 +32,7 @@ from .outage import AWAY, Outage
 from .queue import Pace, StartBound
 from .records import LaunchRecord, State
 from .signing import BadSignature, Signer
-from .starting import Launch, Starter, Throttled, cancelled, is_ours, title_of
+from .starting import KEY_CHANGED, Launch, Starter, Throttled, cancelled, is_ours, title_of
 from .stopping import Stopper
 from .store import Store
 
@@ -116,7 +116,7 @@ class Lifecycle(LoggingConfigurable):
         self._measure = measure
         self.start_timeout = start_timeout
         self.token_lifetime = token_lifetime
-        signer.seal("")  # the first time is slow
+        signer.seal("", "token")  # the first time is slow
 
     async def run(self, work: Work) -> None:
         """Work on a launch, and leave no request behind."""
@@ -201,10 +201,9 @@ class Lifecycle(LoggingConfigurable):
 
     def _with_env(self, record: LaunchRecord) -> LaunchSpec:
         try:
-            env = self._signer.unseal(record.env) if record.env else {}
+            env = self._signer.unseal(record.env, "env") if record.env else {}
         except BadSignature:
-            text = "The launcher's signing key has changed since this launch was accepted. Ask for it again."
-            raise LaunchFailed(text, reason="key_changed") from None
+            raise LaunchFailed(KEY_CHANGED, reason="key_changed") from None
         return record.spec.model_copy(update={"env": env})
 
     async def _wait_again(self, work: Work, busy: Throttled) -> None:
@@ -228,7 +227,7 @@ class Lifecycle(LoggingConfigurable):
             owner=work.replica,
             path=path,
             full_url=full_url,
-            token=self._signer.seal(token),
+            token=self._signer.seal(token, "token"),
             token_expires=now + expires,
             ready=now,
             due=due,

@@ -108,7 +108,7 @@ class Planner:
             username=user,
             server_name=request.server_name,
             spec=decision.spec.model_copy(update={"env": {}}),
-            env=self._signer.seal(decision.spec.env) if decision.spec.env else None,
+            env=self._signer.seal(decision.spec.env, "env") if decision.spec.env else None,
             rule=decision.rule,
             share=decision.share,
             weight=decision.weight,

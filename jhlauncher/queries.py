@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from itertools import starmap
@@ -132,7 +133,7 @@ async def usage(connection: AsyncConnection, of: set[str], states: Sequence[str]
             keys.c.key,
             sa.func.count(),
             sa.func.sum(launches.c.cpu),
-            sa.func.sum(launches.c.memory),
+            sa.func.sum(sa.cast(launches.c.memory, sa.Float)),  # SQLite's whole numbers overflow
             sa.func.sum(launches.c.gpu),
         )
         .join(launches, launches.c.id == keys.c.launch)
@@ -157,6 +158,13 @@ def now(connection: AsyncConnection) -> Any:
     if connection.dialect.name == "sqlite":
         return (sa.func.julianday("now") - 2440587.5) * 86400.0
     return sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.Float)
+
+
+async def waiting(connection: AsyncConnection) -> Counter[str]:
+    """How many launches wait, by who asked for them."""
+    query = sa.select(launches.c.caller, sa.func.count()).where(launches.c.state == "queued")
+    rows = await connection.execute(query.group_by(launches.c.caller))
+    return Counter({row[0]: row[1] for row in rows})
 
 
 async def count(connection: AsyncConnection, where: sa.ColumnElement[bool]) -> int:

@@ -43,8 +43,21 @@ class Reconciler(LoggingConfigurable):
             self._looking.cancel()
             await asyncio.wait([self._looking])
 
+    async def hear(self, launch: str) -> None:
+        """The Hub's spawner says that the server of a launch has ended; believed if the Hub does not show it running.
+
+        Raises:
+            HubUnavailable: it can't be asked.
+
+        """
+        record = await self._store.get(launch)
+        if record and record.state == "ready":
+            server = await self._hub.active_server(record.username, record.server_name)
+            if not server or server["pending"] == "stop" or launch_id(server) != launch:
+                await self.server_ended(launch)
+
     async def server_ended(self, launch: str) -> None:
-        """The Hub says that the server of a launch has ended, whoever stopped it."""
+        """The server of a launch has ended, whoever stopped it."""
         record = await self._store.get(launch)
         if record and record.state == "ready" and not record.stop_by:  # what we stop ends when the Hub is through
             data = {"message": "The server has ended"}

@@ -105,6 +105,10 @@ class Template(Model):
         asked = {name: getattr(request, name) for name in request.model_fields_set}
         theirs = {name: value for name, value in asked.items() if value not in (None, [], {})}
         env = {**mine["env"], **theirs.get("env", {})}
+        for field in ("cpu", "memory"):
+            ours = getattr(self, field)
+            if ours and field in theirs:
+                theirs[field] = _limited(theirs[field], ours.limit)
         return parse(LaunchRequest, {**mine, **theirs, "env": env, "template": None})
 
 
@@ -179,9 +183,9 @@ class Rule(Model):
         """What must be given, since there is a limit on it: what a spawner gives by itself can't be counted."""
         limited = {resource for limits in self.limits.values() for resource in limits.stated()}
         return {
-            field: "must be given: the policy limits it"
+            field: "its limit must be given: the policy counts it"
             for field in ("cpu", "memory")
-            if field in limited and getattr(spec, field) is None
+            if field in limited and (getattr(spec, field) is None or getattr(spec, field).limit is None)
         }
 
     def limits_for(self, user: str, groups: frozenset[str]) -> list[Limit]:
@@ -204,7 +208,8 @@ class Rule(Model):
         """The spec with what is the policy's to say."""
         volumes = [volume.model_copy(update={"create": self.create_volumes}) for volume in spec.volumes]
         how = {"volumes": volumes, "pull_policy": self.pull_policy, "pull_secrets": self.pull_secrets}
-        return spec.model_copy(update=how)
+        limited = {field: _limited(getattr(spec, field), getattr(self, field)) for field in ("cpu", "memory")}
+        return spec.model_copy(update=how | limited)
 
     def _allows_volume(self, user: str, volume: RequestedVolume) -> bool:
         for entry in self.volumes:
@@ -220,5 +225,13 @@ def any_match(patterns: list[str], value: str) -> bool:
     return any(fnmatchcase(value, pattern) for pattern in patterns)
 
 
+def _limited(given: Cpu | Memory | None, most: float | None) -> Cpu | Memory | None:
+    """What was given, with a limit: else a small request would get as much as the machine has."""
+    if given is None or given.limit is not None or most is None:
+        return given
+    return given.model_copy(update={"limit": max(most, given.request or 0)})
+
+
 def _listed(patterns: list[str]) -> str:
-    return ", ".join(patterns) or "none"
+    more = ["..."] if len(patterns) > 10 else []
+    return ", ".join(patterns[:10] + more) or "none"

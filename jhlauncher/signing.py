@@ -14,9 +14,12 @@ import base64
 import hmac
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .models import LaunchSpec, parse
+
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet
 
 KEY_ENV = "JHLAUNCHER_SIGNING_KEY"
 MANAGED_ENV = "JHLAUNCHER_MANAGED"
@@ -34,6 +37,10 @@ TOKEN_NOTE = "jhlauncher"  # noqa: S105  (a label, not a secret)
 def token_note(user: str, server: str) -> str:
     """How the notes of this server's tokens begin; the launch's id follows."""
     return f"{TOKEN_NOTE} {user}/{server} ("
+
+
+Purpose = Literal["env", "token", "failure", "ended"]
+"""Of what is sealed; some of it, people get to see, and may send elsewhere."""
 
 
 class BadSignature(Exception):
@@ -63,7 +70,7 @@ class Signer:
         if len(key) < MIN_KEY_LENGTH:
             raise ValueError(f"the signing key must have at least {MIN_KEY_LENGTH} characters")
         self._mac_key = _derive(key.encode(), b"jhlauncher spec signature")
-        self._env_key = base64.urlsafe_b64encode(_derive(key.encode(), b"jhlauncher env encryption"))
+        self._key = key.encode()
         self.lifetime = lifetime
 
     def sign(self, launch_id: str, user: str, server: str, spec: LaunchSpec) -> dict[str, Any]:
@@ -72,7 +79,7 @@ class Signer:
             "id": launch_id,
             "issued": int(time.time()),
             "spec": spec.model_dump(exclude={"env"}, exclude_none=True),
-            "env": self.seal(spec.env) if spec.env else None,
+            "env": self.seal(spec.env, "env") if spec.env else None,
         }
         return {**options, "signature": self._signature(user, server, options)}
 
@@ -99,7 +106,7 @@ class Signer:
                 "The launch options were signed too long ago, or the clocks of the Hub and the launcher differ. "
                 "Ask the launcher for a new launch."
             )
-        env = self.unseal(signed["env"]) if signed["env"] else {}
+        env = self.unseal(signed["env"], "env") if signed["env"] else {}
         return parse(LaunchSpec, {**signed["spec"], "env": env})
 
     def mark(self, launch_id: str, user: str, server: str) -> str:
@@ -115,22 +122,25 @@ class Signer:
         message = json.dumps(value, sort_keys=True, separators=(",", ":"))
         return hmac.digest(self._mac_key, b"fingerprint" + message.encode(), "sha256").hex()
 
-    def seal(self, value: Any) -> str:
-        """``value`` (of JSON) so that only who has the key can read or make it."""
+    def seal(self, value: Any, purpose: Purpose) -> str:
+        """``value`` (of JSON) so that only who has the key can read or make it, and that it is good for one purpose."""
+        return self._fernet(purpose).encrypt(json.dumps(value).encode()).decode()
+
+    def _fernet(self, purpose: Purpose) -> Fernet:
         from cryptography.fernet import Fernet  # only launches that carry env, or fail, pay for the import
 
-        return Fernet(self._env_key).encrypt(json.dumps(value).encode()).decode()
+        return Fernet(base64.urlsafe_b64encode(_derive(self._key, b"jhlauncher sealed " + purpose.encode())))
 
-    def unseal(self, text: Any, max_age: int | None = None) -> Any:
-        """What was sealed, not more than ``max_age`` seconds ago.
+    def unseal(self, text: Any, purpose: Purpose, max_age: int | None = None) -> Any:
+        """What was sealed for this purpose, not more than ``max_age`` seconds ago.
 
         Raises:
-            BadSignature: it was not sealed with this key, or too long ago.
+            BadSignature: it was not sealed with this key and for this, or too long ago.
 
         """
-        from cryptography.fernet import Fernet, InvalidToken
+        from cryptography.fernet import InvalidToken
 
         try:
-            return json.loads(Fernet(self._env_key).decrypt(text, ttl=max_age))
+            return json.loads(self._fernet(purpose).decrypt(text, ttl=max_age))
         except (InvalidToken, TypeError, ValueError):
             raise BadSignature("This was not sealed with the launcher's signing key.") from None

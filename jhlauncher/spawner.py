@@ -509,7 +509,7 @@ class LauncherSpawnerMixin(Configurable):
         self.log.warning("%s did not start (%s): %s", self._log_name, failure.reason, failure.message)
         if self._spec:
             options = self.user_options[OPTIONS_KEY]
-            sealed = Signer(self.signing_key).seal({"id": options["id"], "failure": failure.model_dump()})
+            sealed = Signer(self.signing_key).seal({"id": options["id"], "failure": failure.model_dump()}, "failure")
             self._store_launch({**options, "failure": sealed})
         return _error(400 if failure.refused else 500, failure.message, failure.reason, failure.as_html())
 
@@ -536,9 +536,9 @@ class LauncherSpawnerMixin(Configurable):
 
     def _tell_the_end(self) -> None:
         """Leave a note that the launch is over, and tell the launcher, which would otherwise find out later."""
-        options = self.user_options.get(OPTIONS_KEY)
-        if not isinstance(options, dict) or not (self._spec or options.get("up")):
-            return  # not of a launch, or of one that the Hub lost
+        options = self._launch_of_this_start()
+        if not options:
+            return  # not of a launch, whatever its options say
         self._store_launch({**options, "ended": True})
         if self.launcher_url:
             task = asyncio.create_task(self._notify(options["id"]), name=f"tell the end of {self._log_name}")
@@ -547,7 +547,7 @@ class LauncherSpawnerMixin(Configurable):
 
     async def _notify(self, launch_id: str) -> None:
         url = url_path_join(self.launcher_url, self.user.settings.get("base_url", "/"), self.launcher_path, "ended")
-        notice = Signer(self.signing_key).seal({"ended": launch_id})
+        notice = Signer(self.signing_key).seal({"ended": launch_id}, "ended")
         tls = self._tls() if url.startswith("https") else None
         try:
             async with (

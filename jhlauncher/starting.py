@@ -26,6 +26,7 @@ from .signing import OPTIONS_KEY, BadSignature, Signer
 
 Report = Callable[[ProgressEvent], Awaitable[None]]
 
+KEY_CHANGED = "The launcher's signing key has changed since this launch was accepted. Ask for it again."
 _READY = ProgressEvent(progress=100, message="", phase="ready")
 """The Hub has nothing more to tell of the start."""
 
@@ -229,7 +230,7 @@ class Starter(LoggingConfigurable):
         options = await self._hub.server_options(launch.user, launch.server)
         sealed = _launch_options({"user_options": options}).get("failure")
         try:
-            known = self._signer.unseal(sealed) if sealed else {}
+            known = self._signer.unseal(sealed, "failure") if sealed else {}
         except BadSignature:
             return None
         if not isinstance(known, dict) or known.get("id") != launch.id:

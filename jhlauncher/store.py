@@ -10,6 +10,7 @@ change says whose it is.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -36,7 +37,6 @@ STOP = "stop "
 
 KEY_REUSED = "This Idempotency-Key was sent with another request before. Take a new one."
 
-_WAITS = launches.c.state == "queued"
 STARTING = {"message": "It is its turn"}
 _SLICE = 500
 """Launches that are forgotten in one transaction, which others wait for."""
@@ -52,6 +52,9 @@ class Store(LoggingConfigurable):
 
     max_queued = Integer(
         20_000, min=1, help="Launches that may wait at a time; more are refused with 503 and Retry-After."
+    ).tag(config=True)
+    max_queued_per_user = Integer(
+        1000, min=1, help="Of those, launches that one user may have asked for; services are not bound by it."
     ).tag(config=True)
     max_events = Integer(
         200, min=10, help="Events that are kept of a launch; further progress is neither kept nor shown."
@@ -94,41 +97,63 @@ class Store(LoggingConfigurable):
     async def add_within(self, connection: AsyncConnection, records: Sequence[LaunchRecord]) -> Added:
         """`add_all` as a part of a transaction."""
         results: Added = []
-        waiting = await queries.count(connection, _WAITS)
+        waiting = await queries.waiting(connection)
         for record in records:
             try:
                 kept, new = await self._add_one(connection, record, waiting)
                 results.append((kept, new))
-                waiting += new
+                waiting[record.caller] += new
             except LauncherError as error:
                 results.append(error)
         await self.database.notify(connection, QUEUE)
         return results
 
+    async def refusals(self, records: Sequence[LaunchRecord]) -> list[LauncherError | None]:
+        """Why each could not be added now, alone; nothing is kept, and nobody waits for it."""
+
+        async def work(connection: AsyncConnection) -> list[LauncherError | None]:
+            waiting = await queries.waiting(connection)
+            return [await self._refusal(connection, record, waiting) for record in records]
+
+        return await self.database.read(work)
+
+    async def _refusal(
+        self, connection: AsyncConnection, record: LaunchRecord, waiting: Counter[str]
+    ) -> LauncherError | None:
+        try:
+            await self._check_room(connection, record, waiting)
+        except LauncherError as error:
+            return error
+        return None
+
     async def _add_one(
-        self, connection: AsyncConnection, record: LaunchRecord, waiting: int
+        self, connection: AsyncConnection, record: LaunchRecord, waiting: Counter[str]
     ) -> tuple[LaunchRecord, bool]:
         known = await self._same_request(connection, record)
         if known:
             return known, known.id == record.id  # of this very transaction, done before
         await self._check_room(connection, record, waiting)
-        await connection.execute(launches.insert().values(**queries.columns_of(record)))
-        for key in record.keys:
-            await connection.execute(keys.insert().values(launch=record.id, key=key))
-        event = await self._append(connection, record.id, "queued", {"message": "Waiting for its turn"})
-        kept = replace(record, events=event.number)
+        kept = replace(record, events=1)
+        await connection.execute(launches.insert().values(**queries.columns_of(kept)))
+        if record.keys:
+            await connection.execute(keys.insert(), [{"launch": record.id, "key": key} for key in record.keys])
+        event = {"number": 1, "time": time.time(), "name": "queued", "data": {"message": "Waiting for its turn"}}
+        await connection.execute(events.insert().values(launch=record.id, **event))
         self.database.after(connection, partial(self._observed, kept))
         return kept, True
 
-    async def _check_room(self, connection: AsyncConnection, record: LaunchRecord, waiting: int) -> None:
+    async def _check_room(self, connection: AsyncConnection, record: LaunchRecord, waiting: Counter[str]) -> None:
         await self._check_server_is_free(connection, record)
         refusing = [limit for limit in record.limits if not limit.wait]
         used = await queries.usage(connection, {limit.key for limit in refusing}, ACTIVE)
         for limit in refusing:
             if not queries.fits(limit, record.needs, used):
                 raise no_room(limit, used)
-        if waiting >= self.max_queued:
-            raise QueueFull(f"{waiting} launches are waiting already. Try again later.", retry_after=60)
+        if waiting.total() >= self.max_queued:
+            raise QueueFull(f"{waiting.total()} launches are waiting already. Try again later.", retry_after=60)
+        mine = waiting[record.caller]
+        if record.caller.startswith("user:") and mine >= self.max_queued_per_user:
+            raise QueueFull(f"{mine} launches of yours are waiting already. Try again later.", retry_after=60)
 
     async def _same_request(self, connection: AsyncConnection, record: LaunchRecord) -> LaunchRecord | None:
         if record.idempotency_key is None:
@@ -207,11 +232,7 @@ class Store(LoggingConfigurable):
             place = await queries.place_of_another(connection, record.share, record.weight)
             used = await queries.usage(connection, {limit.key for limit in record.limits}, queries.RUNNING)
             held = not all(queries.fits(limit, record.needs, used) for limit in record.limits)
-            try:
-                await self._check_room(connection, record, await queries.count(connection, _WAITS))
-            except LauncherError as error:
-                return place, held, error
-            return place, held, None
+            return place, held, await self._refusal(connection, record, await queries.waiting(connection))
 
         return await self.database.read(work)
 

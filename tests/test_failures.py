@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from jhlauncher.engines import pods
 from jhlauncher.engines.pulling import Layers, pull
-from jhlauncher.failures import MAX_LINES, Evidence, Failure, pull_failure, secrets_of
+from jhlauncher.failures import MAX_LINES, Evidence, Failure, hide, pull_failure, secrets_of
 from jhlauncher.steps import Steps
 
 
@@ -278,3 +279,27 @@ async def test_a_pull_that_was_given_up_is_not_joined():
         engine.go_on.release()
     await asyncio.wait_for(third, 10)
     assert engine.pulls == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a" * 65_536, "token" * 13_000, "token " * 10_000, "token=" * 10_000, 'token="' * 9_000, "bearer" + " " * 60_000,
+     "://" * 20_000, "://" + "a" * 60_000, "authorization:" * 4_000, "passw" + "\t" * 60_000, "secret'" * 9_000],
+    ids=lambda text: text[:12],
+)  # fmt: skip
+def test_hiding_takes_no_time_whatever_a_container_prints(text: str):
+    """The Hub does it; compared with a text of the same length in which there is nothing to hide."""
+
+    def seconds(text: str) -> float:
+        begin = time.perf_counter()
+        hide(text, [])
+        return time.perf_counter() - begin
+
+    plain = min(seconds("x. " * (len(text) // 3)) for _ in range(3))
+    assert min(seconds(text) for _ in range(3)) < 200 * plain + 0.05
+
+
+def test_what_is_hidden_in_a_line():
+    line = "MY_TOKEN_X=abc1 password: 'abc2' https://u:abc3@h/ Authorization: Bearer abc4 api-key abc5"
+    shown = hide(line, [])
+    assert [word for word in ("abc1", "abc2", "abc3", "abc4", "abc5") if word in shown] == ["abc5"]

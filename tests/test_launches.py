@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 
 from jhlauncher import sse
+from jhlauncher.signing import Signer
 from tests.conftest import Service, running_service, until
 from tests.fake_hub import PLATFORM_TOKEN, FakeHub, Misbehaviour
 from tests.postgres import Postgres
@@ -151,7 +152,7 @@ async def test_wait(service: Service):
     service.hub.auto_finish = False
     begin = time.monotonic()
     status, launch = await service.request("POST", "launches?wait=0.2", json={"username": "eve", "image": "i"})
-    assert (status, launch["state"]) == (202, "starting")
+    assert (status, launch["state"] in ("queued", "starting")) == (202, True)
     assert time.monotonic() - begin < 5
     for bad in ("-1", "inf", "x", "100000"):
         assert (await service.request("GET", f"launches/{launch['id']}?wait={bad}"))[0] == 400
@@ -664,3 +665,144 @@ async def test_options_and_templates(hub: FakeHub):
             "POST", "launches", alice, json={"username": "alice", "template": "course"}
         )
         assert (status, launch["image"], launch["template"]) == (202, "course:1", "course")
+
+
+async def test_end_is_believed_only_if_the_hub_does_not_show_it_running(service: Service):
+    launch = await settled(service, await accepted(service))
+    signer = service.app.parts.signer
+    for sealed in (signer.seal({"ended": launch["id"]}, "env"), signer.seal({"ended": launch["id"]}, "token")):
+        headers = {"Authorization": f"Sealed {sealed}"}
+        async with service.client.post(f"{service.url}ended", headers=headers) as response:
+            assert response.status == 401, "what people get to see is good for nothing else"
+    headers = {"Authorization": f"Sealed {signer.seal({'ended': launch['id']}, 'ended')}"}
+    async with service.client.post(f"{service.url}ended", headers=headers) as response:
+        assert response.status == 204
+    assert (await service.request("GET", f"launches/{launch['id']}"))[1]["state"] == "ready"
+
+
+async def test_nobody_waits_for_longer_than_the_administrator_allows(hub: FakeHub, database_url: str):
+    settings = {**SETTINGS, "Launcher": {"queue_timeout": 60}}
+    async with running_service(hub, Database={"url": database_url}, **settings) as service:
+        launch = await accepted(service, queue_timeout=3e8)
+        record = await service.app.parts.store.get(launch["id"])
+        assert record
+        assert record.wait_until
+        assert record.wait_until - record.created <= 60.5
+
+
+async def test_one_user_can_not_fill_the_queue(hub: FakeHub, database_url: str):
+    hub.auto_finish = False
+    settings = {**SETTINGS, "StartBound": {"concurrent_starts": 1}, "Store": {"max_queued_per_user": 2}}
+    rule = {"name": "r", "images": ["*"]}
+    async with running_service(hub, Database={"url": database_url}, Policy={"rules": [rule]}, **settings) as service:
+        alice = hub.identify("t-alice", "alice", "user", "access:services", "servers!user=alice")
+        statuses = []
+        for n in range(6):
+            body = {"username": "alice", "server_name": f"s{n}", "image": "image:1"}
+            status, answer = await service.request("POST", "launches", alice, json=body)
+            statuses.append(status)
+        assert statuses[-1] == 503
+        assert answer["reason"] == "queue_full"
+        await accepted(service, "bob")
+
+
+@pytest.mark.parametrize("cpu", [{"request": 0.001}, {"request": 0.001, "limit": None}])
+async def test_small_request_does_not_get_the_whole_machine(hub: FakeHub, database_url: str, cpu: dict[str, Any]):
+    policy = {
+        "rules": [
+            {
+                "name": "r", "images": ["*"], "templates": ["*"], "cpu": 2, "memory": "4G",
+                "limits": {"user": {"cpu": 3}}, "when_full": "refuse",
+            }
+        ],
+        "templates": {"small": {"image": "image:1", "cpu": {"limit": 1}}},
+    }  # fmt: skip
+    async with running_service(hub, Database={"url": database_url}, Policy=policy, **SETTINGS) as service:
+        body = {"username": "alice", "image": "image:1", "cpu": cpu}
+        _, plan = await service.request("POST", "launches?dry_run=true", json=body)
+        assert plan["spec"]["cpu"] == {"request": 0.001, "limit": 2}
+        _, plan = await service.request("POST", "launches?dry_run=true", json={**body, "template": "small"})
+        assert plan["spec"]["cpu"] == {"request": 0.001, "limit": 1}
+        assert (await service.request("POST", "launches", json=body))[0] == 202
+        status, error = await service.request("POST", "launches", json={**body, "server_name": "p1"})
+        assert (status, error["reason"]) == (429, "limit_reached")
+
+
+async def test_huge_memory_does_not_stop_the_count(hub: FakeHub, database_url: str):
+    rule = {"name": "r", "images": ["*"], "memory": None, "limits": {"all": {"servers": 5}}}
+    async with running_service(hub, Database={"url": database_url}, Policy={"rules": [rule]}, **SETTINGS) as service:
+        for n in range(3):
+            await settled(service, await accepted(service, f"user{n}", memory={"limit": 2**63 - 1}))
+        assert (await settled(service, await accepted(service, "other")))["state"] == "ready"
+
+
+async def test_token_that_was_revoked_meanwhile_gets_nothing(hub: FakeHub, database_url: str):
+    hub.auto_finish = False
+    settings = {**SETTINGS, "Hub": {"auth_cache_seconds": 0.05}}
+    async with running_service(hub, Database={"url": database_url}, **settings) as service:
+        token = hub.identify("t-robot", "robot", "service", "access:services", "servers", "admin:users")
+        status, launch = await service.request("POST", "launches", token, json={"username": "alice", "image": "i:1"})
+        assert status == 202
+        headers = {"Authorization": f"token {token}"}
+        async with service.client.get(f"{service.url}launches/{launch['id']}/events", headers=headers) as response:
+            await until(lambda: ("alice", "") in hub.servers)
+            del hub.identities[token]
+            await asyncio.sleep(0.1)  # the cache is a matter of time
+            hub.servers["alice", ""].finish()
+            told = [event.name async for event in sse.decode(response.content.iter_any())]
+        assert "ready" not in told
+
+
+async def test_batch_of_which_nothing_can_be_accepted_is_not_kept(hub: FakeHub, database_url: str):
+    rule = {"name": "r", "images": [f"image-{n}:*" for n in range(50)]}
+    async with running_service(hub, Database={"url": database_url}, Policy={"rules": [rule]}, **SETTINGS) as service:
+        body = {"launches": [{"username": f"user{n}", "image": "other:1"} for n in range(3)]}
+        status, error = await service.request("POST", "batches", json=body)
+        assert (status, error["reason"]) == (400, "batch_refused")
+        assert [item["index"] for item in error["details"]["items"]] == [0, 1, 2]
+        assert "image-9:*, ..." in error["details"]["items"][0]["error"]
+
+
+async def test_batch_that_asks_twice_for_a_server_is_refused_at_once(service: Service):
+    body = {"mode": "all", "launches": [{"username": name, "image": "i:1"} for name in ("a", "b", "a")]}
+    status, error = await service.request("POST", "batches", json=body)
+    assert (status, error["reason"]) == (400, "batch_refused")
+    assert [(item["index"], item["reason"]) for item in error["details"]["items"]] == [(2, "server_starting")]
+    assert (await service.request("GET", "launches"))[1]["items"] == []
+
+
+async def test_request_with_a_key_that_is_given_up_can_be_sent_again(hub: FakeHub, database_url: str):
+    hub.auto_finish = False
+    settings = {**SETTINGS, "StartBound": {"concurrent_starts": 1}}
+    async with running_service(hub, Database={"url": database_url}, **settings) as service:
+        await accepted(service, "first")
+        headers = {"Idempotency-Key": "k1"}
+        body = {"username": "alice", "image": "i:1"}
+        waiting = [
+            asyncio.create_task(service.request("POST", "containers", json=body, headers=headers)) for _ in range(2)
+        ]
+        async with asyncio.timeout(20):
+            while len((await service.request("GET", "launches?state=queued&username=alice"))[1]["items"]) < 1:
+                pass
+        waiting[0].cancel()
+        await asyncio.gather(waiting[0], return_exceptions=True)
+        hub.auto_finish = True
+        await until(lambda: ("first", "") in hub.servers)
+        hub.servers["first", ""].finish()
+        assert (await asyncio.wait_for(waiting[1], 20))[0] == 200
+
+
+async def test_changed_signing_key(service: Service):
+    launch = await settled(service, await accepted(service))
+    service.app.parts.launcher._signer = Signer("another key that is long enough to be one")
+    status, page = await service.request("GET", "launches?state=ready")
+    assert (status, page["items"][0]["id"], page["items"][0]["token"]) == (200, launch["id"], None)
+
+
+async def test_event_id_beyond_the_end(service: Service):
+    launch = await settled(service, await accepted(service))
+    headers = {"Authorization": f"token {PLATFORM_TOKEN}", "Last-Event-ID": "999999999"}
+    async with service.client.get(f"{service.url}launches/{launch['id']}/events", headers=headers) as response:
+        await service.request("DELETE", f"launches/{launch['id']}?wait=20")
+        told = [event.name async for event in sse.decode(response.content.iter_any())]
+    assert told == ["stopped"]

@@ -9,7 +9,7 @@ import re
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from urllib.parse import parse_qs, urljoin, urlsplit
+from urllib.parse import parse_qs, urljoin
 
 from jupyterhub.utils import get_browser_protocol
 from tornado.web import Finish, HTTPError, RequestHandler, stream_request_body
@@ -148,6 +148,15 @@ class BaseHandler(RequestHandler):
             needs = f"{access}!service={self.services.service_name}"
             raise Forbidden(f"Your token can't reach this service: {needs} is needed.", details={"needs": needs})
         return caller
+
+    async def admit_again(self) -> None:
+        """Look again who calls, before something secret is said that they have waited for.
+
+        Raises:
+            Unauthenticated, Forbidden: their token is not good any more.
+
+        """
+        self.caller = await self._admitted()
 
     def data_received(self, chunk: bytes) -> None:
         """Keep the body up to one byte more than is allowed, of callers that we know."""
@@ -302,4 +311,4 @@ class NotFoundHandler(BaseHandler):
 
     async def prepare(self) -> None:
         """Answer 404 to every method."""
-        raise NotFound(f"There is nothing at {urlsplit(self.request.uri or '').path}.")
+        raise NotFound(f"There is nothing at {self.request.path}.")

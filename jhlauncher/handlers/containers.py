@@ -50,6 +50,7 @@ class ContainersHandler(BaseHandler):
             self._submission = asyncio.create_task(submission)
             record = await asyncio.shield(self._submission)  # so that it is known if the client leaves meanwhile
             launched = await launcher.wait(record, self._report)
+            await self.admit_again()
             return {
                 "image": record.spec.image,
                 "server_name": launched.server_name,

@@ -19,11 +19,11 @@ class EndedHandler(BaseHandler):
         """Take one."""
         kind, _, notice = self.request.headers.get("Authorization", "").partition(" ")
         try:
-            content = self.services.parts.signer.unseal(notice if kind == "Sealed" else "", _MAX_AGE)
+            content = self.services.parts.signer.unseal(notice if kind == "Sealed" else "", "ended", _MAX_AGE)
             launch = str(content["ended"])
         except (BadSignature, TypeError, KeyError):
             raise Unauthenticated("This is for the Hub's spawner only.") from None
-        await self.services.parts.reconciler.server_ended(launch)
+        await self.services.parts.reconciler.hear(launch)
         self.clear_header("Content-Type")
         self.set_status(204)
         await self.finish()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from ..errors import InvalidRequest, ShuttingDown
+from ..errors import Forbidden, InvalidRequest, ShuttingDown, Unauthenticated
 from ..models import LaunchRequest, Model, ServerName, TemplateName, UserName
 from ..records import LaunchRecord, State
 from .base import BaseHandler
@@ -112,6 +112,7 @@ class LaunchHandler(BaseHandler):
         if wait:
             with suppress(ShuttingDown):  # it goes on; the caller may ask again
                 record = await self.interruptible(self.services.parts.launcher.settled(record, wait))
+            await self.admit_again()
         self.set_header("Location", f"{self.services.prefix}launches/{record.id}")
         body = (await self.view(record)).model_dump(mode="json")
         self.answer(body, status=202 if record.state in ("queued", "starting") else 200)
@@ -150,6 +151,7 @@ class OneLaunchHandler(LaunchHandler):
         record = await self.services.parts.launcher.get(self.caller, launch)
         if query.wait:
             record = await self.interruptible(self.services.parts.launcher.settled(record, query.wait))
+            await self.admit_again()
         self.answer((await self.view(record)).model_dump(mode="json"))
 
     async def delete(self, launch: str) -> None:
@@ -176,7 +178,7 @@ class EventsHandler(LaunchHandler):
         """Answer with a stream; ``send`` sends its events until there are no more."""
         self._stream = EventStream(self, self.services.keepalive)
         self._stream.begin()
-        with suppress(ShuttingDown):  # the client comes back, and goes on where it was
+        with suppress(ShuttingDown, Unauthenticated, Forbidden):  # who comes back goes on where it was, or is told why
             await self.interruptible(send(self._stream))
         self._stream.end()
 
@@ -215,8 +217,9 @@ class LaunchEventsHandler(EventsHandler):
 
     async def get(self, launch: str) -> None:
         """Send what has happened since ``Last-Event-ID``, and what happens, until its end."""
-        after = self.last_event_id()
-        if await self._is_over(launch, after):
+        there_are, is_final = await self._state_of(launch)
+        after = min(self.last_event_id(), there_are)
+        if is_final and after == there_are:
             return await self.answer_nothing()
 
         async def send(stream: EventStream) -> None:
@@ -224,13 +227,14 @@ class LaunchEventsHandler(EventsHandler):
                 async for event in events:
                     data: dict[str, Any] = {"time": iso(event.time), **event.data}
                     if event.name == "ready":
+                        await self.admit_again()
                         now = await self.services.parts.launcher.get(self.caller, launch)
                         data["launch"] = (await self.view(now)).model_dump(mode="json")
                     await stream.send(data, name=event.name, id=event.number or None)
 
         return await self.stream(send)
 
-    async def _is_over(self, launch: str, after: int) -> bool:
-        """Whether nothing follows; the launch itself is not kept in memory for as long as somebody listens."""
+    async def _state_of(self, launch: str) -> tuple[int, bool]:
+        """How many events there are, and whether that is all; the launch itself is not held while somebody listens."""
         record = await self.services.parts.launcher.get(self.caller, launch)
-        return record.final and after >= record.events
+        return record.events, record.final
