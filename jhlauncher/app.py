@@ -206,6 +206,10 @@ class LauncherApp(Application):
             unknown = self.config.get(cls.__name__, {}).keys() - cls.class_trait_names(config=True)
             if unknown:
                 raise TraitError(f"{cls.__name__}.{min(unknown)} is not a setting; see jhlauncher --help-all")
+        bases = {base.__name__ for cls in configurables for base in cls.__mro__}
+        strangers = {name for name in self.config if name[:1].isupper()} - bases - {"EventLogger"}
+        if strangers:
+            raise TraitError(f"{min(strangers)} has no settings here; see jhlauncher --help-all")
 
     def web_application(self) -> WebApplication:
         """The Tornado application."""

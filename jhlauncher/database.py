@@ -188,7 +188,9 @@ class Database(LoggingConfigurable):
 
     @property
     def label(self) -> str:
-        """The URL without its password."""
+        """The URL without its password, and with the whole path of a file."""
+        if self.on_sqlite:
+            return f"sqlite:///{Path(self._url.database or '').absolute()}"
         return make_url(self.url).render_as_string(hide_password=True)
 
     # -- transactions

@@ -85,7 +85,7 @@ class Feed(LoggingConfigurable):
                 position = self._line.order.get(launch)
                 if waits and position is not None and passing != (position, self._hindrance):
                     passing = (position, self._hindrance)
-                    yield self._in_queue(launch, position)
+                    yield await self._in_queue(launch, position)
                 await rung.wait()
         finally:
             listeners.number -= 1
@@ -134,11 +134,16 @@ class Feed(LoggingConfigurable):
         """Seconds until who is at this position in the queue starts; None if that is not known."""
         return self._pace.wait(position, self._bound.current)
 
-    def _in_queue(self, launch: str, position: int) -> LaunchEvent:
+    async def _in_queue(self, launch: str, position: int) -> LaunchEvent:
         self._line.told[launch] = position
-        message = self._hindrance or f"Waiting at position {position}"
-        data = {"message": message, "position": position, "estimate": self.estimate(position)}
-        return LaunchEvent(0, time.time(), "queued", data)
+        message, estimate = self._hindrance or f"Waiting at position {position}", self.estimate(position)
+        with contextlib.suppress(StoreUnavailable):
+            held = await self._store.held_by(launch)
+            if held:
+                limit, used = held
+                message = f"Waiting for room: {used:g} of {limit.most:g} {limit.resource} are in use ({limit.key})"
+                estimate = None
+        return LaunchEvent(0, time.time(), "queued", {"message": message, "position": position, "estimate": estimate})
 
     # -- what wakes
 

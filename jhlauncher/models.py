@@ -365,6 +365,10 @@ class BatchRequest(Model):
     """``all``: none is launched if one can't be accepted. ``some``: each by itself."""
 
 
+class NoQuery(Model):
+    """The query of what takes none."""
+
+
 class ServerQuery(Model):
     """The query of ``GET`` and ``DELETE containers``; also reaches servers named under older rules."""
 

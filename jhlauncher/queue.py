@@ -73,10 +73,8 @@ class Pace:
         self._seconds = seconds if self._seconds is None else 0.8 * self._seconds + 0.2 * seconds
 
     def wait(self, position: int, at_a_time: int) -> float | None:
-        """Seconds until who is at this position starts; None before anything has started."""
-        if self._seconds is None:
-            return None
-        return math.ceil(position / max(1, at_a_time)) * self._seconds
+        """Seconds until who is at this position starts, with all slots taken; None before anything has started."""
+        return None if self._seconds is None else position / max(1, at_a_time) * self._seconds
 
 
 @dataclass

@@ -225,6 +225,19 @@ class Store(LoggingConfigurable):
 
         return await self.database.read(work)
 
+    async def held_by(self, launch: str) -> tuple[Limit, float] | None:
+        """The limit that has no room for one that waits, and what is used of it."""
+
+        async def work(connection: AsyncConnection) -> tuple[Limit, float] | None:
+            record = await queries.one(connection, launches.c.id == launch)
+            if record is None or not record.limits:
+                return None
+            used = await queries.usage(connection, {limit.key for limit in record.limits}, queries.RUNNING)
+            full = [limit for limit in record.limits if not queries.fits(limit, record.needs, used)]
+            return (full[0], used[full[0].key].get(full[0].resource, 0)) if full else None
+
+        return await self.database.read(work)
+
     async def would_be(self, record: LaunchRecord) -> tuple[int, bool, LauncherError | None]:
         """Of a new launch: its place in the queue, whether a limit would hold it there, and what refuses it."""
 

@@ -13,6 +13,7 @@ class UpgradeDatabase(LauncherApp):
     """
 
     name = "jhlauncher upgrade-db"
+    description = __doc__ or ""
     subcommands = {}
 
     def prepare(self) -> None:

@@ -117,6 +117,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         (HUB, ["--LauncherApp.shutdown_timeout=soon"], "shutdown_timeout"),
         (HUB, ["--Policy.rules={}"], "rules"),
         (HUB, ["--Launcher.start_timout=3"], "Launcher.start_timout is not a setting"),
+        (HUB, ["--Lancher.start_timeout=3"], "Lancher has no settings here"),
         (HUB, ["demo", "bogus"], "unknown argument 'bogus'"),
         (HUB, ["--no-such-option"], "no-such-option"),
         (HUB, ["start"], "start"),

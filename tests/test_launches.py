@@ -295,7 +295,7 @@ async def test_blocking_caller_who_leaves_the_queue_is_not_started(hub: FakeHub)
 
 async def test_lifetime(hub: FakeHub, database_url: str):
     async with running_service(hub, Database={"url": database_url}, **SETTINGS) as service:
-        launch = await accepted(service, lifetime=1)
+        launch = await accepted(service, lifetime=4)
         seen = await names_until(service, launch, "expired")
         assert seen == ["queued", "starting", "ready", "warning", "expired"]
         assert not hub.servers["alice", ""].active
@@ -409,7 +409,9 @@ async def test_dry_run_tells_of_a_limit_that_makes_it_wait(hub: FakeHub, databas
         assert plan["limits"] == [{"key": "all", "resource": "servers", "most": 1, "used": 1, "when_full": "queue"}]
 
 
-@pytest.mark.parametrize("path", ["launches/0123456789abcdef", "launches/0123456789abcdef/events"])
+@pytest.mark.parametrize(
+    "path", ["launches/0123456789abcdef", "launches/0123456789abcdef/events", "launches/nope", "launches/nope/events"]
+)
 async def test_no_such_launch(service: Service, path: str):
     for method in ("GET", "DELETE"):
         status, error = await service.request(method, path)
@@ -474,6 +476,11 @@ async def test_limit_lets_others_wait(hub: FakeHub, database_url: str):
         other = await settled(service, await accepted(service, "bob"))
         assert other["state"] == "ready"
         assert (await service.request("GET", f"launches/{second['id']}"))[1]["state"] == "queued"
+        async with aclosing(events(service, second)) as stream:
+            async for event in stream:
+                if "position" in event.data:
+                    assert "Waiting for room: 1 of 1 servers are in use (user:alice)" in event.data
+                    break
         await service.request("DELETE", f"launches/{first['id']}?wait=20")
         assert (await settled(service, second))["state"] == "ready"
 
@@ -806,3 +813,22 @@ async def test_event_id_beyond_the_end(service: Service):
         await service.request("DELETE", f"launches/{launch['id']}?wait=20")
         told = [event.name async for event in sse.decode(response.content.iter_any())]
     assert told == ["stopped"]
+
+
+@pytest.mark.parametrize("path", ["batches", "containers"])
+async def test_dry_run_where_there_is_none(service: Service, path: str):
+    one = {"username": "alice", "image": "i:1"}
+    body = {"launches": [one]} if path == "batches" else one
+    status, error = await service.request("POST", f"{path}?dry_run=true", json=body)
+    assert (status, error["reason"]) == (400, "invalid_request")
+    assert not service.hub.servers
+
+
+async def test_ready_that_is_told_again_after_the_end(service: Service):
+    launch = await settled(service, await accepted(service))
+    await service.request("DELETE", f"launches/{launch['id']}?wait=20")
+    headers = {"Authorization": f"token {PLATFORM_TOKEN}"}
+    async with service.client.get(f"{service.url}launches/{launch['id']}/events", headers=headers) as response:
+        told = {event.name: json.loads(event.data) async for event in sse.decode(response.content.iter_any())}
+    assert "launch" not in told["ready"], "its URL is nobody's any more"
+    assert told["stopped"]["time"].endswith("Z")

@@ -219,7 +219,7 @@ async def test_throttled_until_time_is_over(hub: FakeHub):
     async with running_service(hub, Launcher={"start_timeout": 0.5}, StartBound={"throttle_delay": 0.1}) as service:
         status, error = await service.launch()
     assert (status, error["reason"]) == (500, "throttled")
-    assert 3 <= hub.count()["POST /users/alice/server"] <= 6
+    assert 2 <= hub.count()["POST /users/alice/server"] <= 6
 
 
 async def test_timeout_stops_the_server(hub: FakeHub):
@@ -423,7 +423,7 @@ async def launch_300(service: Service) -> None:
     service.hub.slow_spawn_timeout = 60
     launches = [asyncio.create_task(service.launch(username=f"user{n}")) for n in range(300)]
     followed = lambda: sum(path.endswith("/progress") for path in service.hub.requests) - service.hub.too_early  # noqa: E731
-    await until(lambda: followed() == 300, timeout=30)
+    await until(lambda: followed() == 300, timeout=120)
     pending = len(service.hub.requests)
     for _ in range(3):  # three steps of every start are told to nobody but the streams
         for server in service.hub.servers.values():

@@ -25,7 +25,7 @@ CHECKS = (
 
 
 def test_every_route_is_described():
-    described = {path.replace("{id}", "([0-9a-f]{16})").lstrip("/") for path in document("/")["paths"]}
+    described = {path.replace("{id}", "([\\w-]{1,64})").lstrip("/") for path in document("/")["paths"]}
     routes = {pattern.replace("/?", "").replace("\\.", ".") for pattern, _ in ROUTES}
     assert routes - described == {"", "ended"}, "the index, and what only the Hub's spawner uses"
     assert described <= routes

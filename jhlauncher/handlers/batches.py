@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import aclosing
 
-from ..models import BatchRequest
+from ..models import BatchRequest, NoQuery
 from ..records import BatchRecord, LaunchRecord
 from .launches import EventsHandler, LaunchHandler
 from .streams import EventStream
@@ -43,6 +43,7 @@ class BatchesHandler(BatchHandler):
 
     async def post(self) -> None:
         """Accept many launches."""
+        self.query(NoQuery)
         request = self.body(BatchRequest)
         launcher = self.services.parts.launcher
         batch = await launcher.submit_batch(self.caller, request, self.idempotency_key())
@@ -56,11 +57,13 @@ class OneBatchHandler(BatchHandler):
 
     async def get(self, batch: str) -> None:
         """Tell about it."""
+        self.query(NoQuery)
         record, found = await self.services.parts.launcher.get_batch(self.caller, batch)
         self.answer((await self.batch_view(record, found)).model_dump(mode="json"))
 
     async def delete(self, batch: str) -> None:
         """End all its launches: 204 when that is done, 202 while it is being done."""
+        self.query(NoQuery)
         if await self.services.parts.launcher.end_batch(self.caller, batch):
             self.clear_header("Content-Type")
             self.set_status(204)

@@ -23,7 +23,7 @@ from ..errors import (
     ShuttingDown,
     Unauthenticated,
 )
-from ..models import LaunchRequest, ProgressEvent, ServerQuery
+from ..models import LaunchRequest, NoQuery, ProgressEvent, ServerQuery
 from ..records import LaunchRecord
 from .base import BaseHandler
 from .streams import EventStream
@@ -40,6 +40,7 @@ class ContainersHandler(BaseHandler):
 
     async def post(self) -> None:
         """Launch a server; answers when it is ready, or with each event as it happens."""
+        self.query(NoQuery)
         request = self.body(LaunchRequest)
         sent = json.loads(self._received)
 

@@ -229,7 +229,10 @@ class LaunchEventsHandler(EventsHandler):
                     if event.name == "ready":
                         await self.admit_again()
                         now = await self.services.parts.launcher.get(self.caller, launch)
-                        data["launch"] = (await self.view(now)).model_dump(mode="json")
+                        if now.state == "ready":
+                            data["launch"] = (await self.view(now)).model_dump(mode="json")
+                    if event.name == "warning":
+                        data["ends"] = iso(data["ends"])
                     await stream.send(data, name=event.name, id=event.number or None)
 
         return await self.stream(send)

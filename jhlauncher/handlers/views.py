@@ -200,7 +200,7 @@ def moment(seconds: float | None) -> datetime | None:
 
 def iso(seconds: float) -> str:
     """A time as text, in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat()
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def launch_view(record: LaunchRecord, *, base: str, url: str | None, token: str | None, **more: Any) -> LaunchView:
