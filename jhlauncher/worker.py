@@ -101,8 +101,9 @@ class Worker(LoggingConfigurable):
             due = await self._store.next_due()
             until_due = math.inf if due is None else max(0.0, due - time.time())
             seconds = min(until_due, self._bound.rises_in)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), None if seconds == math.inf else seconds)
+            with contextlib.suppress(TimeoutError):  # asyncio.wait_for might swallow a cancellation (Python 3.11)
+                async with asyncio.timeout(None if seconds == math.inf else seconds):
+                    await self._wake.wait()
         self._wake.clear()
 
     async def _round(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,19 @@ async def test_second_process_takes_a_file_over(hub: FakeHub, tmp_path: Path):
         async with running_service(hub, **settings) as second:
             await first.app.parts.worker.superseded.wait()
             assert (await second.launch())[0] == 200
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("steps", range(6))
+async def test_end_that_comes_together_with_news(hub: FakeHub, tmp_path: Path, steps: int):
+    """At whatever step of the loop: a task that did not hear of its cancellation would go on for ever."""
+    async with running_service(hub, Database={"url": f"sqlite:///{tmp_path}/x.sqlite"}) as service:
+        worker = service.app.parts.worker
+        service.app.parts.bound.throttled(0, 100)
+        worker._wake.set()
+        await asyncio.sleep(0.5)  # it is through with its rounds, and waits for 100 s, or news
+        worker._wake.set()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            await worker.stop()

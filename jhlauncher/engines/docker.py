@@ -270,7 +270,8 @@ class DockerLaunch(LauncherSpawnerMixin):
                 if failure:
                     return failure
                 with suppress(TimeoutError):  # a stream may be dead without anybody's notice
-                    await asyncio.wait_for(rung.wait(), 30)
+                    async with asyncio.timeout(30):
+                        await rung.wait()
 
     async def _end(self) -> Failure | None:
         """How the container that was started has ended; None if it runs, or was not started."""

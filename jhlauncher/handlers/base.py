@@ -71,7 +71,8 @@ class Services:
             if self.requests:
                 self.idle.clear()
                 try:
-                    await asyncio.wait_for(self.idle.wait(), wait)
+                    async with asyncio.timeout(wait):
+                        await self.idle.wait()
                 except TimeoutError:
                     for request in self.requests:
                         request.interrupt()
