@@ -1,14 +1,16 @@
 """A class at nine o'clock: 300 launches at once on a real JupyterHub that starts 20 servers at a time.
 
-Run with ``make bench``. The servers are small processes that take three seconds to come up, so that what is measured is
-the queue and not the machine. How long 20 at once take is measured first, in the same run; 300 should take 15 times
-that.
+Run with ``make bench``. The servers are small processes that take three seconds to come up. How long a start takes
+while 20 are under way, the Hub itself tells in its log; 300 should take 15 times that, which is to say that the 20
+slots are never empty.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import re
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -46,13 +48,16 @@ async def measure(launches: int, seconds: float) -> tuple[float, float]:
             launcher.start()
             client = Client(hub, launcher.url)
             with Progress(console=Console(stderr=True)) as progress:
-                users = [f"first{n:02}" for n in range(AT_A_TIME)]
-                one_round = await seconds_for(client, users, progress, f"{AT_A_TIME} at once")
+                users = [f"warm{n:02}" for n in range(AT_A_TIME)]  # a Hub that has started servers before
+                await seconds_for(client, users, progress, f"{AT_A_TIME} at once")
                 users = [f"user{n:03}" for n in range(launches)]
                 total = await seconds_for(client, users, progress, f"{launches} at once")
             await client.close()
             launcher.stop()
-    return one_round, total
+            log = (folder / "hub.log").read_text()
+    starts = [float(seconds) for seconds in re.findall(r"User user\d+ took ([\d.]+) seconds to start", log)]
+    assert len(starts) == launches, len(starts)
+    return statistics.mean(starts), total
 
 
 def main() -> None:
@@ -60,12 +65,12 @@ def main() -> None:
     parser.add_argument("--launches", type=int, default=300)
     parser.add_argument("--seconds", type=float, default=3, help="that a server takes to come up")
     arguments = parser.parse_args()
-    one_round, total = asyncio.run(measure(arguments.launches, arguments.seconds))
-    ideal = arguments.launches / AT_A_TIME * one_round
+    start, total = asyncio.run(measure(arguments.launches, arguments.seconds))
+    ideal = arguments.launches / AT_A_TIME * start
     table = Table(
         "what", "measured", "aim", title=f"{arguments.launches} launches at once, {AT_A_TIME} starts at a time"
     )
-    table.add_row(f"{AT_A_TIME} at once", f"{one_round:.1f} s", "")
+    table.add_row("one start, as the Hub tells (mean)", f"{start:.1f} s", "")
     table.add_row(f"{arguments.launches} at once, all ready", f"{total:.1f} s", f"{ideal:.1f} s")
     table.add_row("ratio", f"{total / ideal:.2f}", "at most 1.15")
     Console().print(table)
