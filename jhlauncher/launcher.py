@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -42,13 +42,10 @@ from .planning import Planner
 from .reconciler import Reconciler
 from .records import BatchEvent, BatchRecord, LaunchEvent, LaunchRecord
 from .signing import BadSignature, Signer
-from .starting import KEY_CHANGED, launch_id, stopping, title_of
+from .starting import KEY_CHANGED, Report, launch_id, stopping, title_of
 from .stopping import Stopper
 from .store import Store
 from .tables import launches
-
-Report = Callable[[ProgressEvent], Awaitable[None]]
-
 
 _AT_ONCE = 16
 """Launches of a batch that are looked up at the Hub at a time."""

@@ -340,6 +340,6 @@ class Lifecycle(LoggingConfigurable):
         return True
 
     async def _let_go(self, work: Work, error: LauncherError) -> None:
-        """Leave a launch to others, or to better times: the Hub does not know this service."""
+        """Leave a launch to others, or to better times: the Hub has refused what it needs."""
         self.log.error("Launch %s waits: %s", work.record.id, error.message)
         await self._persist(lambda: self._store.let_go(work.replica, work.record.id))

@@ -10,6 +10,7 @@ from .errors import InvalidRequest, PolicyDenied
 from .feed import Feed
 from .models import Caller, LaunchRequest
 from .policy import Decision, Policy
+from .queries import in_use
 from .records import LaunchRecord, Limit
 from .rules import Rule, Template
 from .signing import Signer
@@ -96,7 +97,7 @@ class Planner:
                 "key": limit.key,
                 "resource": limit.resource,
                 "most": limit.most,
-                "used": used.get(limit.key, {}).get(limit.resource, 0),
+                "used": in_use(limit, used),
                 "when_full": "queue" if limit.wait else "refuse",
             }
             for limit in limits

@@ -150,7 +150,19 @@ async def usage(connection: AsyncConnection, of: set[str], states: Sequence[str]
 def fits(limit: Limit, needs: Needs, used: Usage) -> bool:
     """Whether a limit has room for what a launch needs."""
     amount = needs[limit.resource]
-    return not amount or used.get(limit.key, {}).get(limit.resource, 0) + amount <= limit.most
+    return not amount or in_use(limit, used) + amount <= limit.most
+
+
+def in_use(limit: Limit, used: Usage) -> float:
+    """What is used of a limit."""
+    return used.get(limit.key, {}).get(limit.resource, 0)
+
+
+async def full_limit(connection: AsyncConnection, record: LaunchRecord) -> tuple[Limit, float] | None:
+    """The first limit that has no room for a launch to start, and what is used of it."""
+    used = await usage(connection, {limit.key for limit in record.limits}, RUNNING)
+    full = next((limit for limit in record.limits if not fits(limit, record.needs, used)), None)
+    return (full, in_use(full, used)) if full else None
 
 
 def now(connection: AsyncConnection) -> Any:

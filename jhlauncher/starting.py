@@ -257,9 +257,9 @@ class Starter(LoggingConfigurable):
         if not server or server["pending"] == "stop":
             raise await self._known_failure(launch) or cancelled(launch)
         options = _launch_options(server)
-        if patient and server["pending"] and not is_ours(server, launch):
-            return None
         if not is_ours(server, launch):
+            if patient and server["pending"]:
+                return None
             raise ServerConflict(
                 f"Another start of {name_of(launch.user, launch.server)} was under way; what runs has its options.",
                 reason="server_starting",

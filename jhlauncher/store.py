@@ -230,11 +230,7 @@ class Store(LoggingConfigurable):
 
         async def work(connection: AsyncConnection) -> tuple[Limit, float] | None:
             record = await queries.one(connection, launches.c.id == launch)
-            if record is None or not record.limits:
-                return None
-            used = await queries.usage(connection, {limit.key for limit in record.limits}, queries.RUNNING)
-            full = [limit for limit in record.limits if not queries.fits(limit, record.needs, used)]
-            return (full[0], used[full[0].key].get(full[0].resource, 0)) if full else None
+            return await queries.full_limit(connection, record) if record else None
 
         return await self.database.read(work)
 
@@ -243,8 +239,7 @@ class Store(LoggingConfigurable):
 
         async def work(connection: AsyncConnection) -> tuple[int, bool, LauncherError | None]:
             place = await queries.place_of_another(connection, record.share, record.weight)
-            used = await queries.usage(connection, {limit.key for limit in record.limits}, queries.RUNNING)
-            held = not all(queries.fits(limit, record.needs, used) for limit in record.limits)
+            held = await queries.full_limit(connection, record) is not None
             return place, held, await self._refusal(connection, record, await queries.waiting(connection))
 
         return await self.database.read(work)
@@ -477,5 +472,5 @@ def no_room(limit: Limit, used: queries.Usage) -> LimitReached:
     whom = {"user": f"the user {name}", "group": f"the group {name}"}.get(kind, "all together")
     return LimitReached(
         f"The policy's limit is reached: {limit.most:g} {limit.resource} for {whom}. Stop a server first.",
-        details={"limit": limit._asdict(), "used": used.get(limit.key, {}).get(limit.resource, 0)},
+        details={"limit": limit._asdict(), "used": queries.in_use(limit, used)},
     )
