@@ -115,9 +115,10 @@ class Database(LoggingConfigurable):
 
     async def stop(self) -> None:
         """Let transactions under way come to their end, and disconnect."""
-        if self._listening:
+        while self._listening and not self._listening.done():
+            # again if need be: psycopg before 3.3.6 loses a cancellation that comes together with a notification
             self._listening.cancel()
-            await asyncio.wait([self._listening])
+            await asyncio.wait([self._listening], timeout=1)
         if self._running:
             await asyncio.wait(self._running)
         await self._engine.dispose()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from traitlets import TraitError
 
-from jhlauncher.database import Database
+from jhlauncher.database import CHANNEL, Database
 from jhlauncher.tables import metadata
 from tests.conftest import running_service
 from tests.fake_hub import FakeHub
+from tests.postgres import Postgres
 
 
 def opened(url: str) -> Database:
@@ -136,3 +138,21 @@ async def test_end_that_comes_together_with_news(hub: FakeHub, tmp_path: Path, s
             await asyncio.sleep(0)
         async with asyncio.timeout(10):
             await worker.stop()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("steps", range(6))
+async def test_end_that_comes_together_with_a_notification(postgres: Postgres, steps: int):
+    """At whatever step of the loop: not every psycopg tells a task of its cancellation then."""
+    database = opened(postgres.database())
+    listening = asyncio.Event()
+    database.on_change(lambda topic: None, listening.set)
+    await database.start()
+    await listening.wait()
+    with database._connected() as connection:
+        connection.execute(sa.text(f"NOTIFY {CHANNEL}, 'news'"))
+    time.sleep(0.2)  # noqa: ASYNC251 - the loop stands still until the notification is there
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await database.stop()
