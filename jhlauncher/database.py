@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,6 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from traitlets import Float, TraitError, Unicode, default
 from traitlets.config import LoggingConfigurable
@@ -43,7 +42,8 @@ _LOCK = 0x6A686C61
 _KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 """PostgreSQL connections that went dead in silence are noticed within a minute (libpq's parameters)."""
 _AFTER = "jhlauncher after commit"
-_POOL = {"pool_size": 10, "max_overflow": 0, "pool_timeout": 60}
+_TURN_TIMEOUT = 60
+"""Seconds to wait for one of the connections, which others have."""
 
 
 class Database(LoggingConfigurable):
@@ -90,6 +90,9 @@ class Database(LoggingConfigurable):
             raise TraitError("Database.url must name a file: what is kept must outlive the process")
         self._url: URL = url.set(drivername={"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}[backend])
         self.on_sqlite = backend == "sqlite"
+        # of SQLite's each has a thread and a cache of its own; more of them make it no faster, only larger
+        self._connections = 3 if self.on_sqlite else 10
+        self._turns = asyncio.Semaphore(self._connections)
         if not self.on_sqlite:
             try:
                 import psycopg  # noqa: F401
@@ -124,8 +127,9 @@ class Database(LoggingConfigurable):
         await self._engine.dispose()
 
     def _create_engine(self) -> AsyncEngine:
+        pool = {"pool_size": self._connections, "max_overflow": 0}
         if self.on_sqlite:
-            engine = create_async_engine(self._url, connect_args={"timeout": self.connect_timeout}, **_POOL)
+            engine = create_async_engine(self._url, connect_args={"timeout": self.connect_timeout}, **pool)
             sa.event.listen(engine.sync_engine, "connect", _set_up_sqlite)
             sa.event.listen(engine.sync_engine, "begin", _begin_at_once)
             return engine
@@ -133,7 +137,7 @@ class Database(LoggingConfigurable):
             self._url,
             connect_args={"connect_timeout": max(2, int(self.connect_timeout)), **_KEEPALIVE},
             pool_pre_ping=True,
-            **_POOL,
+            **pool,
         )
 
     # -- the schema
@@ -231,14 +235,28 @@ class Database(LoggingConfigurable):
             task.exception()  # whoever waits for it hears of it
 
     async def _once(self, engine: AsyncEngine, work: Work[Result]) -> Result:
-        async with engine.connect() as connection:
+        async with self._turn(), engine.connect() as connection:
             return await work(connection)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Until a connection is free; whoever waits in SQLAlchemy's pool instead holds a greenlet's stacks."""
+        try:
+            async with asyncio.timeout(_TURN_TIMEOUT):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise TimeoutError("all connections are in use") from None
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     async def _committed(self, work: Work[Result], alone: bool) -> Result:
         # in turn: SQLite's own way of waiting for its lock is to try again and again, and who waits for PostgreSQL's
         # would hold a connection that others need
         in_turn = alone or self.on_sqlite
-        async with self._writing if in_turn else contextlib.nullcontext(), self._engine.begin() as connection:
+        in_line = self._writing if in_turn else contextlib.nullcontext()
+        async with in_line, self._turn(), self._engine.begin() as connection:
             after: list[Callable[[], None]] = []
             connection.info[_AFTER] = after
             if alone and not self.on_sqlite:
@@ -258,7 +276,7 @@ class Database(LoggingConfigurable):
         while True:
             try:
                 return await attempt()
-            except (DBAPIError, PoolTimeout, OSError) as error:
+            except (DBAPIError, OSError) as error:
                 if not _is_passing(error):
                     raise
                 reason = str(getattr(error, "orig", error)).strip().partition("\n")[0]
@@ -349,6 +367,6 @@ def _begin_at_once(connection: sa.Connection) -> None:
 
 def _is_passing(error: Exception) -> bool:
     """Whether the database is away or busy, rather than the statement wrong."""
-    if isinstance(error, OperationalError | InterfaceError | PoolTimeout | OSError):
+    if isinstance(error, OperationalError | InterfaceError | OSError):
         return True
     return isinstance(error, DBAPIError) and error.connection_invalidated

@@ -61,8 +61,13 @@ class Feed(LoggingConfigurable):
             self._looking.cancel()
             await asyncio.wait([self._looking])
 
-    async def follow(self, launch: str, after: int = 0) -> AsyncGenerator[LaunchEvent, None]:
+    async def follow(self, launch: str, after: int = 0, *, waits: bool = True) -> AsyncGenerator[LaunchEvent, None]:
         """What happened to a launch after the event with that number, and what happens, until its end.
+
+        Args:
+            launch: its id.
+            after: the number of the last event that was seen; 0 if none was.
+            waits: whether it was still in the queue by then.
 
         Raises:
             NotFound: it is not known any more.
@@ -71,7 +76,6 @@ class Feed(LoggingConfigurable):
         listeners = self._listeners.setdefault(launch, _Listeners())
         listeners.number += 1
         passing: tuple[int, str] | None = None
-        waits = True
         try:
             while True:
                 rung = listeners.bell.listen()

@@ -280,9 +280,9 @@ class Launcher(LoggingConfigurable):
         place = await self._store.place_of(record.id)
         return place, self._feed.estimate(place)
 
-    def follow(self, launch: str, after: int = 0) -> AsyncGenerator[LaunchEvent, None]:
-        """What happened to a launch, and what happens, until its end."""
-        return self._feed.follow(launch, after)
+    def follow(self, launch: str, after: int, *, waits: bool) -> AsyncGenerator[LaunchEvent, None]:
+        """What happened to a launch after that event, and what happens, until its end; see `Feed.follow`."""
+        return self._feed.follow(launch, after, waits=waits)
 
     async def end(self, caller: Caller, launch: str) -> LaunchRecord:
         """Cancel a launch, or stop its server; the launch as it is then, which may not be its end yet.

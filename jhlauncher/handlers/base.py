@@ -228,10 +228,12 @@ class BaseHandler(RequestHandler):
         if self._gone:
             work.close()
             raise Finish
-        self._task = task = asyncio.create_task(work)
+        self._task = task = asyncio.current_task()
         try:
-            return await task
+            return await work
         except asyncio.CancelledError:
+            if task:
+                task.uncancel()  # it was `interrupt`, and what follows is the answer
             if self.services.draining:
                 raise ShuttingDown(
                     "The launcher has been stopped meanwhile; what JupyterHub was asked goes on there.",
@@ -239,6 +241,8 @@ class BaseHandler(RequestHandler):
                 ) from None
             self.set_status(499, "Client Closed Request")
             raise Finish from None
+        finally:
+            self._task = None
 
     def interrupt(self) -> None:
         """Cut long work short."""

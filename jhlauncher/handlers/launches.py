@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from ..errors import Forbidden, InvalidRequest, ShuttingDown, Unauthenticated
 from ..models import LaunchRequest, Model, ServerName, TemplateName, UserName
-from ..records import LaunchRecord, State
+from ..records import FINAL, LaunchRecord, State
 from .base import BaseHandler
 from .streams import EventStream
 from .views import LaunchList, LaunchView, PlanView, iso, launch_view
@@ -217,13 +217,13 @@ class LaunchEventsHandler(EventsHandler):
 
     async def get(self, launch: str) -> None:
         """Send what has happened since ``Last-Event-ID``, and what happens, until its end."""
-        there_are, is_final = await self._state_of(launch)
+        there_are, state = await self._state_of(launch)
         after = min(self.last_event_id(), there_are)
-        if is_final and after == there_are:
+        if state in FINAL and after == there_are:
             return await self.answer_nothing()
 
         async def send(stream: EventStream) -> None:
-            async with aclosing(self.services.parts.launcher.follow(launch, after)) as events:
+            async with aclosing(self.services.parts.launcher.follow(launch, after, waits=state == "queued")) as events:
                 async for event in events:
                     data: dict[str, Any] = {"time": iso(event.time), **event.data}
                     if event.name == "ready":
@@ -237,7 +237,7 @@ class LaunchEventsHandler(EventsHandler):
 
         return await self.stream(send)
 
-    async def _state_of(self, launch: str) -> tuple[int, bool]:
-        """How many events there are, and whether that is all; the launch itself is not held while somebody listens."""
+    async def _state_of(self, launch: str) -> tuple[int, str]:
+        """How many events there are, and its state; the launch itself is not held while somebody listens."""
         record = await self.services.parts.launcher.get(self.caller, launch)
-        return record.events, record.final
+        return record.events, record.state
