@@ -9,8 +9,7 @@ import sqlalchemy as sa
 from .errors import Forbidden
 from .hub import Hub
 from .models import Caller, LaunchRequest
-from .records import LaunchRecord
-from .starting import name_of
+from .records import LaunchRecord, name_of
 from .tables import launches
 
 # a scope's name before JupyterHub 6, where one scope was for all three

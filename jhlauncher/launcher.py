@@ -40,9 +40,9 @@ from .hub import Hub, JsonObject
 from .models import BatchRequest, Caller, Launched, LaunchRequest, ProgressEvent
 from .planning import Planner
 from .reconciler import Reconciler
-from .records import BatchEvent, BatchRecord, LaunchEvent, LaunchRecord
+from .records import BatchEvent, BatchRecord, LaunchEvent, LaunchRecord, title_of
 from .signing import BadSignature, Signer
-from .starting import KEY_CHANGED, Report, launch_id, stopping, title_of
+from .starting import KEY_CHANGED, Report, launch_id, stopping
 from .stopping import Stopper
 from .store import Store
 from .tables import launches

@@ -30,9 +30,9 @@ from .hub import Hub
 from .models import LaunchSpec, ProgressEvent
 from .outage import AWAY, Outage
 from .queue import Pace, StartBound
-from .records import LaunchRecord, State
+from .records import LaunchRecord, State, title_of
 from .signing import BadSignature, Signer
-from .starting import KEY_CHANGED, Launch, Starter, Throttled, cancelled, is_ours, title_of
+from .starting import KEY_CHANGED, Launch, Starter, Throttled, cancelled, is_ours
 from .stopping import Stopper
 from .store import Store
 

@@ -166,3 +166,13 @@ class BatchRecord:
     created: float = field(default_factory=time.time)
     items: list[dict[str, Any]] = field(default_factory=list)
     """For each that was asked for, in order: ``{"launch": id}`` or ``{"error": ...}``."""
+
+
+def title_of(user: str, server: str) -> str:
+    """The server at the beginning of a sentence; `name_of` is for its middle."""
+    return "T" + name_of(user, server)[1:]
+
+
+def name_of(user: str, server: str) -> str:
+    """The server in the middle of a sentence."""
+    return f"the server {server!r} of {user}" if server else f"the server of {user}"

@@ -22,6 +22,7 @@ from .failures import Failure
 from .hub import Hub, JsonObject, NotStarting, StartReply
 from .models import LaunchSpec, ProgressEvent, parse
 from .progress import Progress
+from .records import name_of, title_of
 from .signing import OPTIONS_KEY, BadSignature, Signer
 
 Report = Callable[[ProgressEvent], Awaitable[None]]
@@ -299,16 +300,6 @@ def _is_accepted(post: asyncio.Task[StartReply]) -> bool:
 def _launch_options(server: JsonObject) -> JsonObject:
     options = (server.get("user_options") or {}).get(OPTIONS_KEY)
     return options if isinstance(options, dict) else {}
-
-
-def title_of(user: str, server: str) -> str:
-    """The server at the beginning of a sentence; `name_of` is for its middle."""
-    return "T" + name_of(user, server)[1:]
-
-
-def name_of(user: str, server: str) -> str:
-    """The server in the middle of a sentence."""
-    return f"the server {server!r} of {user}" if server else f"the server of {user}"
 
 
 def cancelled(launch: Launch) -> LaunchFailed:

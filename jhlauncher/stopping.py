@@ -8,7 +8,8 @@ from traitlets.config import LoggingConfigurable
 
 from .errors import StopFailed
 from .hub import Hub
-from .starting import launch_id, title_of
+from .records import title_of
+from .starting import launch_id
 
 
 class Stopper(LoggingConfigurable):

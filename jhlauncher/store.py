@@ -24,7 +24,7 @@ from traitlets.config import LoggingConfigurable
 from . import queries
 from .database import Database
 from .errors import KeyReused, LauncherError, LimitReached, QueueFull, ServerConflict
-from .records import ACTIVE, FINAL, LaunchEvent, LaunchRecord, Limit, State
+from .records import ACTIVE, FINAL, LaunchEvent, LaunchRecord, Limit, State, title_of
 from .tables import batches, events, keys, launches
 
 QUEUE = "queue"
@@ -167,10 +167,9 @@ class Store(LoggingConfigurable):
     async def _check_server_is_free(self, connection: AsyncConnection, record: LaunchRecord) -> None:
         other = await queries.one(connection, queries.of_server(record.username, record.server_name))
         if other:
-            name = f"the server {record.server_name!r} of" if record.server_name else "the server of"
             what = "is running already" if other.state == "ready" else "is being started already"
             raise ServerConflict(
-                f"T{name[1:]} {record.username} {what}. Use it as it is, or stop it first.",
+                f"{title_of(record.username, record.server_name)} {what}. Use it as it is, or stop it first.",
                 reason="server_running" if other.state == "ready" else "server_starting",
                 details={"launch": other.id},
             )

@@ -18,9 +18,8 @@ from .errors import HubUnavailable, LauncherError, LaunchFailed, StoreUnavailabl
 from .lifecycle import LIFETIME, Lifecycle, Work
 from .outage import Outage
 from .queue import StartBound
-from .records import FINAL, LaunchRecord, new_id
+from .records import FINAL, LaunchRecord, name_of, new_id
 from .replicas import Replicas
-from .starting import name_of
 from .store import QUEUE, STOP, Store
 
 _FORGET_INTERVAL = 3600
