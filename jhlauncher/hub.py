@@ -16,8 +16,6 @@ from urllib.parse import quote
 
 import aiohttp
 from async_lru import alru_cache
-from jupyterhub.services.auth import HubAuth
-from tornado.web import HTTPError
 from traitlets import Float
 
 from . import sse
@@ -25,11 +23,6 @@ from .errors import AnswerLost, HubUnavailable, InvalidRequest, LauncherError, U
 from .models import Caller
 from .signing import token_note
 from .transport import Transport, strange
-
-try:
-    from jupyterhub.httpclient import JupyterHubHTTPClient  # what HubAuth uses
-except ImportError:  # JupyterHub 5: HubAuth uses Tornado's client, which keeps nothing open
-    JupyterHubHTTPClient = None
 
 NEEDED_SCOPES = {"admin:users", "servers", "tokens"}
 """What our own token needs: to create users, to start, stop and see servers, to mint and revoke tokens."""
@@ -79,17 +72,7 @@ class Hub(Transport):
     async def start(self) -> None:
         """Make the client and the caches; no request is sent."""
         await super().start()
-        self._auth = HubAuth(
-            api_url=self.api_url.rstrip("/"),
-            api_token=self.api_token,
-            keyfile=self.keyfile,
-            certfile=self.certfile,
-            client_ca=self.client_ca,
-        )
-        if JupyterHubHTTPClient:
-            self._closing.push_async_callback(JupyterHubHTTPClient.loop_instance().close)
-        # Only successes stay in these caches, and those who ask at once share one request. HubAuth's own cache would
-        # also keep every wrong token for minutes.
+        # only successes stay in these caches, and those who ask at once share one request
         self._check = alru_cache(ttl=2)(self._ask_missing_scopes)
         self._identify = alru_cache(maxsize=10_000, ttl=self.auth_cache_seconds)(self._ask_identity)
         self._members = alru_cache(maxsize=1000, ttl=self.auth_cache_seconds)(self._ask_members)
@@ -116,16 +99,10 @@ class Hub(Transport):
         return caller
 
     async def _ask_identity(self, token: str) -> Caller:
-        async def ask() -> Any:
-            try:
-                async with asyncio.timeout(self.request_timeout):
-                    return await self._auth.user_for_token(token, use_cache=False, sync=False)
-            except (HTTPError, TimeoutError, ValueError) as error:
-                raise HubUnavailable("JupyterHub could not be asked who holds this token.") from error
-
-        model = await self._retried(ask, repeatable=True, patient=True)
-        if model is None:
+        reply = await self._request("GET", "/user", expected=(403,), token=token)
+        if reply.status == 403:
             raise Unauthenticated("JupyterHub does not know this token; it may have expired or been revoked.")
+        model = reply.body
         if not isinstance(model, dict) or not {"name", "scopes"} <= model.keys():
             raise strange("without a caller's name and scopes")
         return Caller(

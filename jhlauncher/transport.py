@@ -194,6 +194,7 @@ class Transport(LoggingConfigurable):
         repeatable: bool | None = None,
         patient: bool = True,
         accept: str = "application/json",
+        token: str | None = None,
     ) -> Reply:
         """One request, tried again while the Hub can't be reached.
 
@@ -206,13 +207,17 @@ class Transport(LoggingConfigurable):
             repeatable: whether doing it twice does no harm; default: every method but POST.
             patient: whether to try again at all.
             accept: the form of the answer.
+            token: whose request it is; default: our own.
 
         """
         if repeatable is None:
             repeatable = method != "POST"
+        headers = {"Accept": accept}
+        if token:
+            headers["Authorization"] = f"token {token}"
 
         async def request() -> Reply:
-            return await self._request_once(method, path, json, expected, long, accept)
+            return await self._request_once(method, path, json, expected, long, headers)
 
         return await self._retried(request, repeatable, patient)
 
@@ -232,7 +237,7 @@ class Transport(LoggingConfigurable):
             delay = min(delay * 2, 5)
 
     async def _request_once(
-        self, method: str, path: str, json: Any, expected: tuple[int, ...] | range, long: bool, accept: str
+        self, method: str, path: str, json: Any, expected: tuple[int, ...] | range, long: bool, headers: dict[str, str]
     ) -> Reply:
         session = self._long if long else self._brief
         timeout = aiohttp.ClientTimeout(
@@ -241,7 +246,7 @@ class Transport(LoggingConfigurable):
         )
         try:
             async with session.request(
-                method, self._base + path, json=json, timeout=timeout, headers={"Accept": accept}
+                method, self._base + path, json=json, timeout=timeout, headers=headers
             ) as response:
                 self.observed(method, response.status)
                 await self._raise_for_unexpected(response, expected)

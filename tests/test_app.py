@@ -17,7 +17,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-import jupyterhub
 import pytest
 from certipy import Certipy
 from tornado.netutil import bind_unix_socket, ssl_options_to_context
@@ -250,7 +249,6 @@ async def test_internal_tls(tmp_path: Path):
 
 
 @pytest.mark.asyncio
-@pytest.mark.skipif(jupyterhub.version_info < (6,), reason="JupyterHub 5's HubAuth can't use a unix socket")
 async def test_unix_socket_of_a_hub(hub: FakeHub, tmp_path: Path):
     """JupyterHub listens on one where its hub_bind_url says so."""
     path = tmp_path / "hub.sock"

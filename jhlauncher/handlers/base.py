@@ -31,7 +31,7 @@ from .streams import Keepalive
 Result = TypeVar("Result")
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_AUTHORIZATION = re.compile(r"(?:token|bearer)\s+(\S+)\s*", re.IGNORECASE)
+_AUTHORIZATION = re.compile(r"(?:token|bearer)\s+([\x21-\x7e]+)\s*", re.IGNORECASE)
 
 
 @dataclass
