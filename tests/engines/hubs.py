@@ -128,15 +128,14 @@ class LocalHub(EngineHub):
         return (self.folder / "servers/volumes" / name).is_dir()
 
     async def remains(self) -> list[str]:
-        """Processes that still have this Hub's folder as their home."""
-        found = []
-        for environ in Path("/proc").glob("[0-9]*/environ"):
+        """Servers of which a process still has this Hub's folder as its home; each server is a session of its own."""
+        found = set()
+        for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                found += [line for line in environ.read_text(errors="replace").split("\0") if self._is_home(line)]
-        return found
-
-    def _is_home(self, line: str) -> bool:
-        return line.startswith(f"HOME={self.folder}/servers")
+                variables = (process / "environ").read_text(errors="replace").split("\0")
+                session = (process / "stat").read_text().rpartition(")")[2].split()[3]
+                found |= {f"{line} {session}" for line in variables if line.startswith(f"HOME={self.folder}/servers")}
+        return sorted(found)
 
 
 class DockerHub(EngineHub):
