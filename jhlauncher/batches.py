@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from . import queries
 from .errors import BatchRefused, KeyReused, LauncherError, ServerConflict
@@ -35,18 +34,18 @@ class Batches:
         if all_or_none and not await self._store.database.read(lambda connection: self._same(connection, batch)):
             await self._refuse_early(asked)
 
-        async def work(connection: AsyncConnection) -> BatchRecord:
-            known = await self._same(connection, batch)
+        def work(connection: sa.Connection) -> BatchRecord:
+            known = self._same(connection, batch)
             if known:
                 return known
             new = [item for item in asked if isinstance(item, LaunchRecord)]
-            results = iter(await self._store.add_within(connection, new))
+            results = iter(self._store.add_within(connection, new))
             items = [next(results) if isinstance(item, LaunchRecord) else item for item in asked]
             refused = [item for item in items if isinstance(item, LauncherError)]
             if len(refused) == len(items) or (refused and all_or_none):
                 raise _refused(items)
             kept = replace(batch, items=[_item(item) for item in items])
-            await connection.execute(batches.insert().values(**asdict(kept)))
+            connection.execute(batches.insert().values(**asdict(kept)))
             return kept
 
         return await self._store.database.write(work, alone=True)
@@ -68,11 +67,11 @@ class Batches:
         if any(items):
             raise _refused(items)
 
-    async def _same(self, connection: AsyncConnection, batch: BatchRecord) -> BatchRecord | None:
+    def _same(self, connection: sa.Connection, batch: BatchRecord) -> BatchRecord | None:
         if batch.idempotency_key is None:
-            return await _one(connection, batches.c.id == batch.id)  # this very transaction, done before
+            return _one(connection, batches.c.id == batch.id)  # this very transaction, done before
         key = (batches.c.caller == batch.caller) & (batches.c.idempotency_key == batch.idempotency_key)
-        known = await _one(connection, key)
+        known = _one(connection, key)
         if known and known.request != batch.request:
             raise KeyReused(KEY_REUSED)
         return known
@@ -84,7 +83,7 @@ class Batches:
     async def events_of(self, batch: str, after: int = 0) -> list[BatchEvent]:
         """To which states the launches of a batch came, after the event with that number."""
 
-        async def work(connection: AsyncConnection) -> list[BatchEvent]:
+        def work(connection: sa.Connection) -> list[BatchEvent]:
             query = (
                 sa.select(
                     events.c.seq, events.c.time, events.c.launch,
@@ -94,7 +93,7 @@ class Batches:
                 .where(launches.c.batch == batch, events.c.seq > after, events.c.name.in_((*ACTIVE, *FINAL)))
                 .order_by(events.c.seq)
             )  # fmt: skip
-            return [BatchEvent(*row) for row in await connection.execute(query)]
+            return [BatchEvent(*row) for row in connection.execute(query)]
 
         return await self._store.database.read(work)
 
@@ -122,6 +121,6 @@ def _refused(items: Sequence[object]) -> BatchRefused:
     return BatchRefused(text, details={"items": errors})
 
 
-async def _one(connection: AsyncConnection, where: sa.ColumnElement[bool]) -> BatchRecord | None:
-    row = (await connection.execute(sa.select(batches).where(where))).one_or_none()
+def _one(connection: sa.Connection, where: sa.ColumnElement[bool]) -> BatchRecord | None:
+    row = connection.execute(sa.select(batches).where(where)).one_or_none()
     return BatchRecord(**row._mapping) if row else None

@@ -1,6 +1,7 @@
 """The connection to the database: SQLite or PostgreSQL, transactions, the schema's version, and who is woken.
 
-- A transaction runs to its end even if whoever asked for it goes away, and again while the database can't be reached
+- A transaction is a plain function, run in a thread: one hop for all its statements, and none of them blocks the loop.
+- It runs to its end even if whoever asked for it goes away, and again while the database can't be reached
   (`retry_timeout`), so what it does must bear repetition.
 - Transactions that look before they write are `alone`: no other one of that kind runs at the same time, in any
   process.
@@ -14,6 +15,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +27,6 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from traitlets import Float, TraitError, Unicode, default
 from traitlets.config import LoggingConfigurable
 
@@ -33,7 +34,7 @@ from . import environment
 from .errors import StoreUnavailable
 
 Result = TypeVar("Result")
-Work = Callable[[AsyncConnection], Awaitable[Result]]
+Work = Callable[[sa.Connection], Result]
 
 CHANNEL = "jhlauncher"
 """Of PostgreSQL's NOTIFY."""
@@ -88,9 +89,9 @@ class Database(LoggingConfigurable):
             raise TraitError("Database.url must begin with sqlite:/// or postgresql://")
         if backend == "sqlite" and not url.database:
             raise TraitError("Database.url must name a file: what is kept must outlive the process")
-        self._url: URL = url.set(drivername={"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}[backend])
+        self._url: URL = url.set(drivername={"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}[backend])
         self.on_sqlite = backend == "sqlite"
-        # of SQLite's each has a thread and a cache of its own; more of them make it no faster, only larger
+        # of SQLite's each has a cache of its own; more of them make it no faster, only larger
         self._connections = 3 if self.on_sqlite else 10
         self._turns = asyncio.Semaphore(self._connections)
         if not self.on_sqlite:
@@ -113,6 +114,7 @@ class Database(LoggingConfigurable):
         await asyncio.to_thread(self._prepare)
         self._engine = self._create_engine()
         self._reading = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._threads = ThreadPoolExecutor(self._connections, thread_name_prefix="database")
         if not self.on_sqlite:
             self._listening = asyncio.create_task(self._listen(), name="database notifications")
 
@@ -124,16 +126,19 @@ class Database(LoggingConfigurable):
             await asyncio.wait([self._listening], timeout=1)
         if self._running:
             await asyncio.wait(self._running)
-        await self._engine.dispose()
+        self._threads.shutdown()
+        self._engine.dispose()
 
-    def _create_engine(self) -> AsyncEngine:
+    def _create_engine(self) -> sa.Engine:
         pool = {"pool_size": self._connections, "max_overflow": 0}
         if self.on_sqlite:
-            engine = create_async_engine(self._url, connect_args={"timeout": self.connect_timeout}, **pool)
-            sa.event.listen(engine.sync_engine, "connect", _set_up_sqlite)
-            sa.event.listen(engine.sync_engine, "begin", _begin_at_once)
+            # its connections are in one thread at a time, but not always in the same
+            settings = {"timeout": self.connect_timeout, "check_same_thread": False}
+            engine = sa.create_engine(self._url, connect_args=settings, **pool)
+            sa.event.listen(engine, "connect", _set_up_sqlite)
+            sa.event.listen(engine, "begin", _begin_at_once)
             return engine
-        return create_async_engine(
+        return sa.create_engine(
             self._url,
             connect_args={"connect_timeout": max(2, int(self.connect_timeout)), **_KEEPALIVE},
             pool_pre_ping=True,
@@ -180,8 +185,8 @@ class Database(LoggingConfigurable):
 
     @contextlib.contextmanager
     def _connected(self) -> Any:
-        """A transaction without the event loop: Alembic knows no other."""
-        engine = sa.create_engine(self._url.set(drivername="sqlite") if self.on_sqlite else self._url)
+        """A transaction while the service does not run."""
+        engine = sa.create_engine(self._url)
         try:
             with engine.begin() as connection:
                 yield connection
@@ -207,7 +212,7 @@ class Database(LoggingConfigurable):
             StoreUnavailable: the database can't be reached.
 
         """
-        return await self._finish(self._repeated(partial(self._once, self._reading, work)))
+        return await self._finish(self._repeated(partial(self._in_thread, partial(self._read, work))))
 
     async def write(self, work: Work[Result], *, alone: bool = False) -> Result:
         """The result of ``work`` in one transaction.
@@ -234,13 +239,17 @@ class Database(LoggingConfigurable):
         if not task.cancelled():
             task.exception()  # whoever waits for it hears of it
 
-    async def _once(self, engine: AsyncEngine, work: Work[Result]) -> Result:
-        async with self._turn(), engine.connect() as connection:
-            return await work(connection)
+    def _read(self, work: Work[Result]) -> Result:
+        with self._reading.connect() as connection:
+            return work(connection)
+
+    async def _in_thread(self, call: Callable[[], Result]) -> Result:
+        async with self._turn():
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """Until a connection is free; whoever waits in SQLAlchemy's pool instead holds a greenlet's stacks."""
+        """Wait until a thread and its connection are free."""
         try:
             async with asyncio.timeout(_TURN_TIMEOUT):
                 await self._turns.acquire()
@@ -255,19 +264,22 @@ class Database(LoggingConfigurable):
         # in turn: SQLite's own way of waiting for its lock is to try again and again, and who waits for PostgreSQL's
         # would hold a connection that others need
         in_turn = alone or self.on_sqlite
-        in_line = self._writing if in_turn else contextlib.nullcontext()
-        async with in_line, self._turn(), self._engine.begin() as connection:
-            after: list[Callable[[], None]] = []
-            connection.info[_AFTER] = after
-            if alone and not self.on_sqlite:
-                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-            result = await work(connection)
+        async with self._writing if in_turn else contextlib.nullcontext():
+            result, after = await self._in_thread(partial(self._write, work, alone))
         for call in after:
             call()
         return result
 
-    def after(self, connection: AsyncConnection, call: Callable[[], None]) -> None:
-        """Have ``call`` called once this transaction is committed, even if whoever asked for it has gone."""
+    def _write(self, work: Work[Result], alone: bool) -> tuple[Result, list[Callable[[], None]]]:
+        after: list[Callable[[], None]] = []
+        with self._engine.begin() as connection:
+            connection.info[_AFTER] = after
+            if alone and not self.on_sqlite:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+            return work(connection), after
+
+    def after(self, connection: sa.Connection, call: Callable[[], None]) -> None:
+        """Have the loop call ``call`` once this transaction is committed, even if whoever asked for it has gone."""
         connection.info[_AFTER].append(call)
 
     async def _repeated(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
@@ -296,12 +308,12 @@ class Database(LoggingConfigurable):
         self._listeners.append(listener)
         self._reconnected.append(reconnected)
 
-    async def notify(self, connection: AsyncConnection, *topics: str) -> None:
+    def notify(self, connection: sa.Connection, *topics: str) -> None:
         """Tell all who listen, in all processes, once this transaction is committed."""
         if self.on_sqlite:
             self.after(connection, partial(self._tell, *topics))
         else:
-            await connection.execute(sa.select(*(sa.func.pg_notify(CHANNEL, topic) for topic in topics)))
+            connection.execute(sa.select(*(sa.func.pg_notify(CHANNEL, topic) for topic in topics)))
 
     def _tell(self, *topics: str) -> None:
         for topic in topics:

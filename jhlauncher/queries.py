@@ -9,7 +9,6 @@ from itertools import starmap
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .models import LaunchSpec
 from .records import ACTIVE, LaunchRecord, Limit, Needs
@@ -58,7 +57,7 @@ def fair_order() -> tuple[sa.Subquery, list[sa.ColumnElement[Any]]]:
     return ranked, [ranked.c.turn, ranked.c.seq]
 
 
-async def next_in_line(connection: AsyncConnection, slots: int) -> list[LaunchRecord]:
+def next_in_line(connection: sa.Connection, slots: int) -> list[LaunchRecord]:
     """Those whose turn it is, in order.
 
     Who finds a limit full waits, and lets others by, but not those behind it who need room in the same limit.
@@ -67,16 +66,16 @@ async def next_in_line(connection: AsyncConnection, slots: int) -> list[LaunchRe
     c = launches.c
     query = sa.select(c.id, c.limits, c.cpu, c.memory, c.gpu).join(ranked, c.id == ranked.c.id).order_by(*order)
     some = slots + 20
-    rows = (await connection.execute(query.limit(some))).all()
-    ids = await _within_limits(connection, rows, slots)
+    rows = connection.execute(query.limit(some)).all()
+    ids = _within_limits(connection, rows, slots)
     if len(ids) < slots and len(rows) == some:  # most of them are held by limits
-        ids = await _within_limits(connection, (await connection.execute(query)).all(), slots)
-    found = {record.id: record for record in await every(connection, c.id.in_(ids))}
+        ids = _within_limits(connection, connection.execute(query).all(), slots)
+    found = {record.id: record for record in every(connection, c.id.in_(ids))}
     return [found[launch] for launch in ids]
 
 
-async def _within_limits(connection: AsyncConnection, rows: Sequence[Any], slots: int) -> list[str]:
-    used = await usage(connection, {limit[0] for row in rows for limit in row.limits}, RUNNING)
+def _within_limits(connection: sa.Connection, rows: Sequence[Any], slots: int) -> list[str]:
+    used = usage(connection, {limit[0] for row in rows for limit in row.limits}, RUNNING)
     blocked: set[tuple[str, str]] = set()
     chosen: list[str] = []
     for row in rows:
@@ -87,26 +86,26 @@ async def _within_limits(connection: AsyncConnection, rows: Sequence[Any], slots
             blocked |= full
         else:
             chosen.append(row.id)
-            await _add_usage(connection, used, row.id, needs)
+            _add_usage(connection, used, row.id, needs)
         if len(chosen) == slots:
             break
     return chosen
 
 
-async def _add_usage(connection: AsyncConnection, used: Usage, launch: str, needs: Needs) -> None:
+def _add_usage(connection: sa.Connection, used: Usage, launch: str, needs: Needs) -> None:
     if not used:
         return
     of = sa.select(keys.c.key).where(keys.c.launch == launch)
-    for key in (await connection.execute(of)).scalars():
+    for key in connection.execute(of).scalars():
         of_key = used.setdefault(key, {})
         for resource, amount in needs.items():
             of_key[resource] = of_key.get(resource, 0) + amount
 
 
-async def place_of_another(connection: AsyncConnection, share: str, weight: float) -> int:
+def place_of_another(connection: sa.Connection, share: str, weight: float) -> int:
     """The place in the queue that another launch of this share would have."""
     count = sa.select(launches.c.share, launches.c.state, sa.func.count(), sa.func.max(launches.c.weight))
-    rows = await connection.execute(
+    rows = connection.execute(
         count.where(launches.c.state.in_(("queued", "starting"))).group_by(launches.c.share, launches.c.state)
     )
     waiting: dict[str, tuple[int, float]] = {}
@@ -123,7 +122,7 @@ async def place_of_another(connection: AsyncConnection, share: str, weight: floa
     )
 
 
-async def usage(connection: AsyncConnection, of: set[str], states: Sequence[str]) -> Usage:
+def usage(connection: sa.Connection, of: set[str], states: Sequence[str]) -> Usage:
     """What the launches in these states have together, by key; 0 of everything where there are none."""
     used: Usage = {key: {} for key in of}
     if not of:
@@ -142,7 +141,7 @@ async def usage(connection: AsyncConnection, of: set[str], states: Sequence[str]
     )
     if len(of) <= _MANY:
         query = query.where(keys.c.key.in_(of))
-    for key, servers, cpu, memory, gpu in await connection.execute(query):
+    for key, servers, cpu, memory, gpu in connection.execute(query):
         used[key] = {"servers": servers, "cpu": float(cpu), "memory": float(memory), "gpu": float(gpu)}
     return used
 
@@ -158,45 +157,43 @@ def in_use(limit: Limit, used: Usage) -> float:
     return used.get(limit.key, {}).get(limit.resource, 0)
 
 
-async def full_limit(connection: AsyncConnection, record: LaunchRecord) -> tuple[Limit, float] | None:
+def full_limit(connection: sa.Connection, record: LaunchRecord) -> tuple[Limit, float] | None:
     """The first limit that has no room for a launch to start, and what is used of it."""
-    used = await usage(connection, {limit.key for limit in record.limits}, RUNNING)
+    used = usage(connection, {limit.key for limit in record.limits}, RUNNING)
     full = next((limit for limit in record.limits if not fits(limit, record.needs, used)), None)
     return (full, in_use(full, used)) if full else None
 
 
-def now(connection: AsyncConnection) -> Any:
+def now(connection: sa.Connection) -> Any:
     """The database's clock, the same for all replicas, in seconds."""
     if connection.dialect.name == "sqlite":
         return (sa.func.julianday("now") - 2440587.5) * 86400.0
     return sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.Float)
 
 
-async def waiting(connection: AsyncConnection) -> Counter[str]:
+def waiting(connection: sa.Connection) -> Counter[str]:
     """How many launches wait, by who asked for them."""
     query = sa.select(launches.c.caller, sa.func.count()).where(launches.c.state == "queued")
-    rows = await connection.execute(query.group_by(launches.c.caller))
+    rows = connection.execute(query.group_by(launches.c.caller))
     return Counter({row[0]: row[1] for row in rows})
 
 
-async def count(connection: AsyncConnection, where: sa.ColumnElement[bool]) -> int:
+def count(connection: sa.Connection, where: sa.ColumnElement[bool]) -> int:
     """How many launches there are."""
-    number: int = (await connection.execute(sa.select(sa.func.count()).where(where))).scalar_one()
+    number: int = connection.execute(sa.select(sa.func.count()).where(where)).scalar_one()
     return number
 
 
-async def one(connection: AsyncConnection, where: sa.ColumnElement[bool]) -> LaunchRecord | None:
+def one(connection: sa.Connection, where: sa.ColumnElement[bool]) -> LaunchRecord | None:
     """The launch, if there is one."""
-    row = (await connection.execute(sa.select(launches).where(where))).one_or_none()
+    row = connection.execute(sa.select(launches).where(where)).one_or_none()
     return record_of(row) if row else None
 
 
-async def every(
-    connection: AsyncConnection, where: sa.ColumnElement[bool], most: int | None = None
-) -> list[LaunchRecord]:
+def every(connection: sa.Connection, where: sa.ColumnElement[bool], most: int | None = None) -> list[LaunchRecord]:
     """The launches, or that many of them, the first accepted first."""
     query = sa.select(launches).where(where).order_by(launches.c.seq).limit(most)
-    return [record_of(row) for row in await connection.execute(query)]
+    return [record_of(row) for row in connection.execute(query)]
 
 
 _COLUMNS = {column.name for column in launches.columns}

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 from traitlets import Float
 from traitlets.config import LoggingConfigurable
 
@@ -38,22 +37,20 @@ class Replicas(LoggingConfigurable):
     async def join(self, replica: str) -> None:
         """Enter a new replica. On SQLite there is one: the newest, and any other has ended or is about to."""
 
-        async def work(connection: AsyncConnection) -> None:
+        def work(connection: sa.Connection) -> None:
             if self._database.on_sqlite:
-                await connection.execute(replicas.delete())
+                connection.execute(replicas.delete())
             until = queries.now(connection) + self.lease_timeout
-            await connection.execute(replicas.insert().values(id=replica, alive_until=until))
+            connection.execute(replicas.insert().values(id=replica, alive_until=until))
 
         await self._database.write(work)
 
     async def alive(self, replica: str) -> bool:
         """Give a sign of life; False if others have taken this replica's place meanwhile."""
 
-        async def work(connection: AsyncConnection) -> bool:
+        def work(connection: sa.Connection) -> bool:
             until = queries.now(connection) + self.lease_timeout
-            renewed = await connection.execute(
-                replicas.update().where(replicas.c.id == replica).values(alive_until=until)
-            )
+            renewed = connection.execute(replicas.update().where(replicas.c.id == replica).values(alive_until=until))
             return renewed.rowcount > 0
 
         return await self._database.write(work)
@@ -61,18 +58,18 @@ class Replicas(LoggingConfigurable):
     async def all(self) -> list[str]:
         """The ids of those that have joined and are not known to have died."""
 
-        async def work(connection: AsyncConnection) -> list[str]:
-            return list((await connection.execute(sa.select(replicas.c.id))).scalars())
+        def work(connection: sa.Connection) -> list[str]:
+            return list(connection.execute(sa.select(replicas.c.id)).scalars())
 
         return await self._database.read(work)
 
     async def leave(self, replica: str) -> None:
         """Give back what a replica works on: it ends."""
 
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(launches.update().where(launches.c.owner == replica).values(owner=None))
-            await connection.execute(replicas.delete().where(replicas.c.id == replica))
-            await self._database.notify(connection, QUEUE)
+        def work(connection: sa.Connection) -> None:
+            connection.execute(launches.update().where(launches.c.owner == replica).values(owner=None))
+            connection.execute(replicas.delete().where(replicas.c.id == replica))
+            self._database.notify(connection, QUEUE)
 
         await self._database.write(work)
 
@@ -84,15 +81,15 @@ class Replicas(LoggingConfigurable):
 
         """
 
-        async def work(connection: AsyncConnection) -> list[str]:
+        def work(connection: sa.Connection) -> list[str]:
             dead = (replicas.c.alive_until < queries.now(connection)) & (replicas.c.id != replica)
-            await connection.execute(replicas.delete().where(dead))
+            connection.execute(replicas.delete().where(dead))
             orphaned = launches.c.owner.is_(None) | launches.c.owner.not_in(sa.select(replicas.c.id))
             to_do = (launches.c.state == "starting") | ((launches.c.state == "ready") & launches.c.stop_by.is_not(None))
             taken = sa.select(launches.c.id).where(orphaned, to_do).with_for_update(skip_locked=True)
-            ids = list((await connection.execute(taken)).scalars())
+            ids = list(connection.execute(taken).scalars())
             for launch in ids:
-                await connection.execute(launches.update().where(launches.c.id == launch).values(owner=replica))
+                connection.execute(launches.update().where(launches.c.id == launch).values(owner=replica))
             return ids
 
         return await self._database.write(work)

@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 from traitlets import Float, Integer
 from traitlets.config import LoggingConfigurable
 
@@ -94,58 +93,56 @@ class Store(LoggingConfigurable):
         """`add` for many at once: for each what `add` returns or raises."""
         return await self.database.write(lambda connection: self.add_within(connection, records), alone=True)
 
-    async def add_within(self, connection: AsyncConnection, records: Sequence[LaunchRecord]) -> Added:
+    def add_within(self, connection: sa.Connection, records: Sequence[LaunchRecord]) -> Added:
         """`add_all` as a part of a transaction."""
         results: Added = []
-        waiting = await queries.waiting(connection)
+        waiting = queries.waiting(connection)
         for record in records:
             try:
-                kept, new = await self._add_one(connection, record, waiting)
+                kept, new = self._add_one(connection, record, waiting)
                 results.append((kept, new))
                 waiting[record.caller] += new
             except LauncherError as error:
                 results.append(error)
-        await self.database.notify(connection, QUEUE)
+        self.database.notify(connection, QUEUE)
         return results
 
     async def refusals(self, records: Sequence[LaunchRecord]) -> list[LauncherError | None]:
         """Why each could not be added now, alone; nothing is kept, and nobody waits for it."""
 
-        async def work(connection: AsyncConnection) -> list[LauncherError | None]:
-            waiting = await queries.waiting(connection)
-            return [await self._refusal(connection, record, waiting) for record in records]
+        def work(connection: sa.Connection) -> list[LauncherError | None]:
+            waiting = queries.waiting(connection)
+            return [self._refusal(connection, record, waiting) for record in records]
 
         return await self.database.read(work)
 
-    async def _refusal(
-        self, connection: AsyncConnection, record: LaunchRecord, waiting: Counter[str]
-    ) -> LauncherError | None:
+    def _refusal(self, connection: sa.Connection, record: LaunchRecord, waiting: Counter[str]) -> LauncherError | None:
         try:
-            await self._check_room(connection, record, waiting)
+            self._check_room(connection, record, waiting)
         except LauncherError as error:
             return error
         return None
 
-    async def _add_one(
-        self, connection: AsyncConnection, record: LaunchRecord, waiting: Counter[str]
+    def _add_one(
+        self, connection: sa.Connection, record: LaunchRecord, waiting: Counter[str]
     ) -> tuple[LaunchRecord, bool]:
-        known = await self._same_request(connection, record)
+        known = self._same_request(connection, record)
         if known:
             return known, known.id == record.id  # of this very transaction, done before
-        await self._check_room(connection, record, waiting)
+        self._check_room(connection, record, waiting)
         kept = replace(record, events=1)
-        await connection.execute(launches.insert().values(**queries.columns_of(kept)))
+        connection.execute(launches.insert().values(**queries.columns_of(kept)))
         if record.keys:
-            await connection.execute(keys.insert(), [{"launch": record.id, "key": key} for key in record.keys])
+            connection.execute(keys.insert(), [{"launch": record.id, "key": key} for key in record.keys])
         event = {"number": 1, "time": time.time(), "name": "queued", "data": {"message": "Waiting for its turn"}}
-        await connection.execute(events.insert().values(launch=record.id, **event))
+        connection.execute(events.insert().values(launch=record.id, **event))
         self.database.after(connection, partial(self._observed, kept))
         return kept, True
 
-    async def _check_room(self, connection: AsyncConnection, record: LaunchRecord, waiting: Counter[str]) -> None:
-        await self._check_server_is_free(connection, record)
+    def _check_room(self, connection: sa.Connection, record: LaunchRecord, waiting: Counter[str]) -> None:
+        self._check_server_is_free(connection, record)
         refusing = [limit for limit in record.limits if not limit.wait]
-        used = await queries.usage(connection, {limit.key for limit in refusing}, ACTIVE)
+        used = queries.usage(connection, {limit.key for limit in refusing}, ACTIVE)
         for limit in refusing:
             if not queries.fits(limit, record.needs, used):
                 raise no_room(limit, used)
@@ -155,17 +152,17 @@ class Store(LoggingConfigurable):
         if record.caller.startswith("user:") and mine >= self.max_queued_per_user:
             raise QueueFull(f"{mine} launches of yours are waiting already. Try again later.", retry_after=60)
 
-    async def _same_request(self, connection: AsyncConnection, record: LaunchRecord) -> LaunchRecord | None:
+    def _same_request(self, connection: sa.Connection, record: LaunchRecord) -> LaunchRecord | None:
         if record.idempotency_key is None:
-            return await queries.one(connection, launches.c.id == record.id)
+            return queries.one(connection, launches.c.id == record.id)
         key = (launches.c.caller == record.caller) & (launches.c.idempotency_key == record.idempotency_key)
-        known = await queries.one(connection, key)
+        known = queries.one(connection, key)
         if known and known.request != record.request:
             raise KeyReused(KEY_REUSED)
         return known
 
-    async def _check_server_is_free(self, connection: AsyncConnection, record: LaunchRecord) -> None:
-        other = await queries.one(connection, queries.of_server(record.username, record.server_name))
+    def _check_server_is_free(self, connection: sa.Connection, record: LaunchRecord) -> None:
+        other = queries.one(connection, queries.of_server(record.username, record.server_name))
         if other:
             what = "is running already" if other.state == "ready" else "is being started already"
             raise ServerConflict(
@@ -189,11 +186,11 @@ class Store(LoggingConfigurable):
 
         """
 
-        async def work(connection: AsyncConnection) -> set[str]:
-            slots = most - await queries.count(connection, launches.c.state == "starting")
-            chosen = await queries.next_in_line(connection, slots) if slots > 0 else []
+        def work(connection: sa.Connection) -> set[str]:
+            slots = most - queries.count(connection, launches.c.state == "starting")
+            chosen = queries.next_in_line(connection, slots) if slots > 0 else []
             for record in chosen:
-                await self._change(connection, record, "starting", STARTING, owner=owner, started=time.time())
+                self._change(connection, record, "starting", STARTING, owner=owner, started=time.time())
             return {record.id for record in chosen}
 
         started = await self.database.write(work, alone=True) if most > 0 else set()
@@ -207,19 +204,19 @@ class Store(LoggingConfigurable):
     async def queue_order(self) -> list[str]:
         """The ids of all that wait, in the order in which they will start, limits left aside."""
 
-        async def work(connection: AsyncConnection) -> list[str]:
+        def work(connection: sa.Connection) -> list[str]:
             ranked, order = queries.fair_order()
-            return list((await connection.execute(sa.select(ranked.c.id).order_by(*order))).scalars())
+            return list(connection.execute(sa.select(ranked.c.id).order_by(*order)).scalars())
 
         return await self.database.read(work)
 
     async def place_of(self, launch: str) -> int:
         """The place of one that waits; 1 if it does not wait any more."""
 
-        async def work(connection: AsyncConnection) -> int:
+        def work(connection: sa.Connection) -> int:
             ranked, order = queries.fair_order()
             placed = sa.select(ranked.c.id, sa.func.row_number().over(order_by=order).label("place")).subquery()
-            place = (await connection.execute(sa.select(placed.c.place).where(placed.c.id == launch))).scalar()
+            place = connection.execute(sa.select(placed.c.place).where(placed.c.id == launch)).scalar()
             return place or 1
 
         return await self.database.read(work)
@@ -227,19 +224,19 @@ class Store(LoggingConfigurable):
     async def held_by(self, launch: str) -> tuple[Limit, float] | None:
         """The limit that has no room for one that waits, and what is used of it."""
 
-        async def work(connection: AsyncConnection) -> tuple[Limit, float] | None:
-            record = await queries.one(connection, launches.c.id == launch)
-            return await queries.full_limit(connection, record) if record else None
+        def work(connection: sa.Connection) -> tuple[Limit, float] | None:
+            record = queries.one(connection, launches.c.id == launch)
+            return queries.full_limit(connection, record) if record else None
 
         return await self.database.read(work)
 
     async def would_be(self, record: LaunchRecord) -> tuple[int, bool, LauncherError | None]:
         """Of a new launch: its place in the queue, whether a limit would hold it there, and what refuses it."""
 
-        async def work(connection: AsyncConnection) -> tuple[int, bool, LauncherError | None]:
-            place = await queries.place_of_another(connection, record.share, record.weight)
-            held = await queries.full_limit(connection, record) is not None
-            return place, held, await self._refusal(connection, record, await queries.waiting(connection))
+        def work(connection: sa.Connection) -> tuple[int, bool, LauncherError | None]:
+            place = queries.place_of_another(connection, record.share, record.weight)
+            held = queries.full_limit(connection, record) is not None
+            return place, held, self._refusal(connection, record, queries.waiting(connection))
 
         return await self.database.read(work)
 
@@ -248,11 +245,11 @@ class Store(LoggingConfigurable):
     async def append(self, owner: str, launch: str, name: str, data: dict[str, Any]) -> LaunchEvent | None:
         """Keep an event of a launch that ``owner`` works on; None if it isn't theirs, or has enough events."""
 
-        async def work(connection: AsyncConnection) -> LaunchEvent | None:
-            record = await queries.one(connection, (launches.c.id == launch) & (launches.c.owner == owner))
+        def work(connection: sa.Connection) -> LaunchEvent | None:
+            record = queries.one(connection, (launches.c.id == launch) & (launches.c.owner == owner))
             if record is None or record.events >= self.max_events:
                 return None
-            return await self._append(connection, launch, name, data)
+            return self._append(connection, launch, name, data)
 
         return await self.database.write(work)
 
@@ -281,36 +278,36 @@ class Store(LoggingConfigurable):
         """
         free: dict[str, Any] = {"owner": None} if release else {}
 
-        async def work(connection: AsyncConnection) -> LaunchRecord | None:
-            record = await queries.one(connection, launches.c.id == launch)
+        def work(connection: sa.Connection) -> LaunchRecord | None:
+            record = queries.one(connection, launches.c.id == launch)
             if record is None or (record.state in unless and record.state != to) or owner not in (None, record.owner):
                 return None
             if record.state == to:
                 return record
-            return await self._change(connection, record, to, data, **values, **free)
+            return self._change(connection, record, to, data, **values, **free)
 
         return await self.database.write(work, alone=True)
 
-    async def _change(
-        self, connection: AsyncConnection, record: LaunchRecord, to: State, data: dict[str, Any], **values: Any
+    def _change(
+        self, connection: sa.Connection, record: LaunchRecord, to: State, data: dict[str, Any], **values: Any
     ) -> LaunchRecord:
         values["state"] = to
         if to == "starting":
             values["due"] = None
         if to in FINAL:
             values |= {"ended": time.time(), "owner": None, "due": None, "env": None, "token": None}
-            await connection.execute(keys.delete().where(keys.c.launch == record.id))
-        await connection.execute(launches.update().where(launches.c.id == record.id).values(**values))
-        event = await self._append(connection, record.id, to, data)
+            connection.execute(keys.delete().where(keys.c.launch == record.id))
+        connection.execute(launches.update().where(launches.c.id == record.id).values(**values))
+        event = self._append(connection, record.id, to, data)
         batch = [BATCH + record.batch] if record.batch else []
-        await self.database.notify(connection, MOVED if to == "starting" else QUEUE, *batch)
+        self.database.notify(connection, MOVED if to == "starting" else QUEUE, *batch)
         changed = replace(record, events=event.number, **values)
         self.database.after(connection, partial(self._observed, changed))
         return changed
 
-    async def _append(self, connection: AsyncConnection, launch: str, name: str, data: dict[str, Any]) -> LaunchEvent:
+    def _append(self, connection: sa.Connection, launch: str, name: str, data: dict[str, Any]) -> LaunchEvent:
         number = (
-            await connection.execute(
+            connection.execute(
                 launches.update()
                 .where(launches.c.id == launch)
                 .values(events=launches.c.events + 1)
@@ -318,20 +315,18 @@ class Store(LoggingConfigurable):
             )
         ).scalar_one()
         event = LaunchEvent(number, time.time(), name, data)
-        await connection.execute(
-            events.insert().values(launch=launch, number=number, time=event.time, name=name, data=data)
-        )
-        await self.database.notify(connection, launch)
+        connection.execute(events.insert().values(launch=launch, number=number, time=event.time, name=name, data=data))
+        self.database.notify(connection, launch)
         return event
 
     async def give_back(self, owner: str, launch: str) -> None:
         """Put a launch that could not be started yet into the queue again, where it was."""
 
-        async def work(connection: AsyncConnection) -> None:
-            record = await queries.one(connection, (launches.c.id == launch) & (launches.c.owner == owner))
+        def work(connection: sa.Connection) -> None:
+            record = queries.one(connection, (launches.c.id == launch) & (launches.c.owner == owner))
             if record and record.state == "starting" and not record.stop_by:
                 data = {"message": "JupyterHub is busy; waiting for its turn"}
-                await self._change(connection, record, "queued", data, owner=None, started=None, due=record.wait_until)
+                self._change(connection, record, "queued", data, owner=None, started=None, due=record.wait_until)
 
         await self.database.write(work, alone=True)
 
@@ -344,24 +339,24 @@ class Store(LoggingConfigurable):
         await self._set(launch, launches.c.due <= time.time(), due=None)
 
     async def _set(self, launch: str, where: sa.ColumnElement[bool], **values: Any) -> None:
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(launches.update().where(launches.c.id == launch, where).values(**values))
+        def work(connection: sa.Connection) -> None:
+            connection.execute(launches.update().where(launches.c.id == launch, where).values(**values))
 
         await self.database.write(work)
 
     async def ask_to_stop(self, launch: str, by: str) -> LaunchRecord | None:
         """Note that somebody wants its end; one that waits has it at once. The launch as it is then."""
 
-        async def work(connection: AsyncConnection) -> LaunchRecord | None:
-            record = await queries.one(connection, launches.c.id == launch)
+        def work(connection: sa.Connection) -> LaunchRecord | None:
+            record = queries.one(connection, launches.c.id == launch)
             if record is None or record.final:
                 return record
             if record.state == "queued":
                 data = {"message": "It was cancelled before its turn", "by": by}
-                return await self._change(connection, record, "cancelled", data, stop_by=by)
-            await self.database.notify(connection, STOP + launch)
+                return self._change(connection, record, "cancelled", data, stop_by=by)
+            self.database.notify(connection, STOP + launch)
             by_whom = record.stop_by or by
-            await connection.execute(launches.update().where(launches.c.id == launch).values(stop_by=by_whom, due=None))
+            connection.execute(launches.update().where(launches.c.id == launch).values(stop_by=by_whom, due=None))
             return replace(record, stop_by=by_whom, due=None)
 
         return await self.database.write(work, alone=True)
@@ -369,11 +364,11 @@ class Store(LoggingConfigurable):
     async def warn(self, launch: str, end: float) -> None:
         """Tell that the server's time is over at ``end``."""
 
-        async def work(connection: AsyncConnection) -> None:
+        def work(connection: sa.Connection) -> None:
             warned = launches.update().where(launches.c.id == launch, launches.c.warned.is_(None))
-            if (await connection.execute(warned.values(warned=time.time(), due=end))).rowcount:
+            if connection.execute(warned.values(warned=time.time(), due=end)).rowcount:
                 data = {"message": f"The server is stopped in {max(0, end - time.time()):.0f} seconds", "ends": end}
-                await self._append(connection, launch, "warning", data)
+                self._append(connection, launch, "warning", data)
 
         await self.database.write(work)
 
@@ -399,18 +394,18 @@ class Store(LoggingConfigurable):
         """Launches, the newest first, from below the one with the number ``before`` on."""
         where = [*conditions, *([launches.c.seq < before] if before is not None else [])]
 
-        async def work(connection: AsyncConnection) -> list[LaunchRecord]:
+        def work(connection: sa.Connection) -> list[LaunchRecord]:
             query = sa.select(launches).where(*where).order_by(launches.c.seq.desc()).limit(most)
-            return [queries.record_of(row) for row in await connection.execute(query)]
+            return [queries.record_of(row) for row in connection.execute(query)]
 
         return await self.database.read(work)
 
     async def events_of(self, launch: str, after: int = 0) -> list[LaunchEvent]:
         """What happened to it, after the event with that number."""
 
-        async def work(connection: AsyncConnection) -> list[LaunchEvent]:
+        def work(connection: sa.Connection) -> list[LaunchEvent]:
             query = sa.select(events.c.number, events.c.time, events.c.name, events.c.data)
-            rows = await connection.execute(
+            rows = connection.execute(
                 query.where(events.c.launch == launch, events.c.number > after).order_by(events.c.number)
             )
             return [LaunchEvent(*row) for row in rows]
@@ -420,8 +415,8 @@ class Store(LoggingConfigurable):
     async def counts(self) -> dict[str, int]:
         """How many launches are kept in each state."""
 
-        async def work(connection: AsyncConnection) -> dict[str, int]:
-            rows = await connection.execute(sa.select(launches.c.state, sa.func.count()).group_by(launches.c.state))
+        def work(connection: sa.Connection) -> dict[str, int]:
+            rows = connection.execute(sa.select(launches.c.state, sa.func.count()).group_by(launches.c.state))
             return {row[0]: row[1] for row in rows}
 
         return await self.database.read(work)
@@ -439,8 +434,8 @@ class Store(LoggingConfigurable):
     async def next_due(self) -> float | None:
         """When the next launch is due."""
 
-        async def work(connection: AsyncConnection) -> float | None:
-            due: float | None = (await connection.execute(sa.select(sa.func.min(launches.c.due)))).scalar()
+        def work(connection: sa.Connection) -> float | None:
+            due: float | None = connection.execute(sa.select(sa.func.min(launches.c.due))).scalar()
             return due
 
         return await self.database.read(work)
@@ -453,13 +448,13 @@ class Store(LoggingConfigurable):
         """Forget some of what ended longer ago than `retention`; whether there may be more."""
         oldest = time.time() - self.retention
 
-        async def work(connection: AsyncConnection) -> bool:
+        def work(connection: sa.Connection) -> bool:
             old = sa.select(launches.c.seq).where(launches.c.ended < oldest).limit(_SLICE)
-            ended = (await connection.execute(launches.delete().where(launches.c.seq.in_(old)))).rowcount
+            ended = connection.execute(launches.delete().where(launches.c.seq.in_(old))).rowcount
             if ended == _SLICE:
                 return True
             filled = sa.select(launches.c.batch).where(launches.c.batch == batches.c.id).exists()
-            await connection.execute(batches.delete().where(batches.c.created < oldest, ~filled))
+            connection.execute(batches.delete().where(batches.c.created < oldest, ~filled))
             return False
 
         return await self.database.write(work)
