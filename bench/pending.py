@@ -126,8 +126,8 @@ async def start_times(rounds: int) -> list[float]:
     for _ in track(range(rounds), "starting the service", console=Console(stderr=True)):
         with tempfile.TemporaryDirectory() as folder:
             service, _, seconds = await start_service(hub, JHLAUNCHER_DB_URL=f"sqlite:///{folder}/x.sqlite")
-        service.terminate()
-        await service.wait()
+            service.terminate()
+            await service.wait()
         times.append(seconds)
     await hub.stop()
     return times
