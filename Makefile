@@ -28,6 +28,7 @@ format: $(VENV)/.ready
 	@$(BIN)/ruff format .
 
 bench: $(VENV)/.ready
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m bench.compare
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m bench.pending
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m bench.waiting
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m bench.burst
