@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -182,6 +183,17 @@ def count(connection: sa.Connection, where: sa.ColumnElement[bool]) -> int:
     """How many launches there are."""
     number: int = connection.execute(sa.select(sa.func.count()).where(where)).scalar_one()
     return number
+
+
+def owned(connection: sa.Connection, owner: str) -> list[LaunchRecord]:
+    """What a replica works on."""
+    return every(connection, (launches.c.owner == owner) & launches.c.state.in_(RUNNING))
+
+
+def next_due(connection: sa.Connection) -> float:
+    """When the next launch is due; infinite if none is."""
+    due: float | None = connection.execute(sa.select(sa.func.min(launches.c.due))).scalar()
+    return math.inf if due is None else due
 
 
 def one(connection: sa.Connection, where: sa.ColumnElement[bool]) -> LaunchRecord | None:

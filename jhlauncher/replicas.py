@@ -73,23 +73,19 @@ class Replicas(LoggingConfigurable):
 
         await self._database.write(work)
 
-    async def take_over(self, replica: str) -> list[str]:
-        """Take what nobody works on: of replicas that are dead or have left, and what is to be stopped.
+    def take_over(self, connection: sa.Connection, replica: str) -> list[str]:
+        """Within a transaction, take what nobody works on: of dead replicas, what was left, what is to be stopped.
 
         Returns:
             The ids of the launches.
 
         """
-
-        def work(connection: sa.Connection) -> list[str]:
-            dead = (replicas.c.alive_until < queries.now(connection)) & (replicas.c.id != replica)
-            connection.execute(replicas.delete().where(dead))
-            orphaned = launches.c.owner.is_(None) | launches.c.owner.not_in(sa.select(replicas.c.id))
-            to_do = (launches.c.state == "starting") | ((launches.c.state == "ready") & launches.c.stop_by.is_not(None))
-            taken = sa.select(launches.c.id).where(orphaned, to_do).with_for_update(skip_locked=True)
-            ids = list(connection.execute(taken).scalars())
-            for launch in ids:
-                connection.execute(launches.update().where(launches.c.id == launch).values(owner=replica))
-            return ids
-
-        return await self._database.write(work)
+        dead = (replicas.c.alive_until < queries.now(connection)) & (replicas.c.id != replica)
+        connection.execute(replicas.delete().where(dead))
+        orphaned = launches.c.owner.is_(None) | launches.c.owner.not_in(sa.select(replicas.c.id))
+        to_do = (launches.c.state == "starting") | ((launches.c.state == "ready") & launches.c.stop_by.is_not(None))
+        taken = sa.select(launches.c.id).where(orphaned, to_do).with_for_update(skip_locked=True)
+        ids = list(connection.execute(taken).scalars())
+        for launch in ids:
+            connection.execute(launches.update().where(launches.c.id == launch).values(owner=replica))
+        return ids

@@ -173,33 +173,23 @@ class Store(LoggingConfigurable):
 
     # -- who is next
 
-    async def claim(self, owner: str, most: int) -> tuple[list[LaunchRecord], set[str]]:
-        """Let launches start, in fair order, as far as the limits have room.
+    def claim(self, connection: sa.Connection, owner: str, most: int) -> set[str]:
+        """Within a transaction, let launches start, in fair order, as far as the limits have room.
 
         Args:
+            connection: of a transaction that is alone.
             owner: the replica that is to start them.
             most: how many may be starting then, in all replicas.
 
         Returns:
-            All that this replica works on, also what it does not know of because an answer of the database was lost;
-            and the ids of those that start now.
+            The ids of those that start now.
 
         """
-
-        def work(connection: sa.Connection) -> set[str]:
-            slots = most - queries.count(connection, launches.c.state == "starting")
-            chosen = queries.next_in_line(connection, slots) if slots > 0 else []
-            for record in chosen:
-                self._change(connection, record, "starting", STARTING, owner=owner, started=time.time())
-            return {record.id for record in chosen}
-
-        started = await self.database.write(work, alone=True) if most > 0 else set()
-        return await self.owned(owner), started
-
-    async def owned(self, owner: str) -> list[LaunchRecord]:
-        """What a replica works on."""
-        where = (launches.c.owner == owner) & launches.c.state.in_(queries.RUNNING)
-        return await self.database.read(lambda connection: queries.every(connection, where))
+        slots = most - queries.count(connection, launches.c.state == "starting")
+        chosen = queries.next_in_line(connection, slots) if slots > 0 else []
+        for record in chosen:
+            self._change(connection, record, "starting", STARTING, owner=owner, started=time.time())
+        return {record.id for record in chosen}
 
     async def queue_order(self) -> list[str]:
         """The ids of all that wait, in the order in which they will start, limits left aside."""
@@ -430,15 +420,6 @@ class Store(LoggingConfigurable):
         return await self.database.read(lambda connection: queries.usage(connection, of, queries.RUNNING))
 
     # -- time
-
-    async def next_due(self) -> float | None:
-        """When the next launch is due."""
-
-        def work(connection: sa.Connection) -> float | None:
-            due: float | None = connection.execute(sa.select(sa.func.min(launches.c.due))).scalar()
-            return due
-
-        return await self.database.read(work)
 
     async def due(self, now: float) -> list[LaunchRecord]:
         """Some of those whose time has come, the oldest first."""

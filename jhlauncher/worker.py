@@ -12,8 +12,10 @@ import math
 import time
 from typing import Any
 
+import sqlalchemy as sa
 from traitlets.config import LoggingConfigurable
 
+from . import queries
 from .errors import HubUnavailable, LauncherError, LaunchFailed, StoreUnavailable
 from .lifecycle import LIFETIME, Lifecycle, Work
 from .outage import Outage
@@ -46,6 +48,7 @@ class Worker(LoggingConfigurable):
         self._outage = outage
         self.replica = new_id()
         self._works: dict[str, Work] = {}
+        self._due = -math.inf
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.superseded = asyncio.Event()
@@ -96,22 +99,27 @@ class Worker(LoggingConfigurable):
                 self._wake.set()
 
     async def _sleep_until_woken(self) -> None:
-        with contextlib.suppress(StoreUnavailable):
-            due = await self._store.next_due()
-            until_due = math.inf if due is None else max(0.0, due - time.time())
-            seconds = min(until_due, self._bound.rises_in)
-            with contextlib.suppress(TimeoutError):  # asyncio.wait_for might swallow a cancellation (Python 3.11)
-                async with asyncio.timeout(None if seconds == math.inf else seconds):
-                    await self._wake.wait()
+        seconds = min(max(0.0, self._due - time.time()), self._bound.rises_in)
+        with contextlib.suppress(TimeoutError):  # asyncio.wait_for might swallow a cancellation (Python 3.11)
+            async with asyncio.timeout(None if seconds == math.inf else seconds):
+                await self._wake.wait()
         self._wake.clear()
 
     async def _round(self) -> None:
-        await self._settle_due()
-        if not self._outage.lasts:
-            await self._replicas.take_over(self.replica)
+        if self._due <= time.time():
+            await self._settle_due()
         most = 0 if self._outage.lasts else self._bound.rise()
+
+        def work(connection: sa.Connection) -> tuple[set[str], list[LaunchRecord], float]:
+            fresh: set[str] = set()
+            if most:
+                self._replicas.take_over(connection, self.replica)
+                fresh = self._store.claim(connection, self.replica, most)
+            # all, as an answer of the database may have been lost
+            return fresh, queries.owned(connection, self.replica), queries.next_due(connection)
+
         known = set(self._works)  # before asking: what ends meanwhile may still be in the answer
-        records, fresh = await self._store.claim(self.replica, most)
+        fresh, records, self._due = await self._store.database.write(work, alone=True)
         for record in records:
             if record.id not in known:
                 self._take_up(record, resumed=record.id not in fresh)

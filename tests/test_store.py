@@ -13,6 +13,7 @@ import pytest_asyncio
 import sqlalchemy as sa
 from traitlets.config import Config
 
+from jhlauncher import queries
 from jhlauncher.batches import Batches
 from jhlauncher.database import Database
 from jhlauncher.errors import BatchRefused, KeyReused, LauncherError, LimitReached, QueueFull, ServerConflict
@@ -59,7 +60,19 @@ async def added(store: Store, count: int, **values: Any) -> list[LaunchRecord]:
 
 
 async def claim(store: Store, owner: str, most: int) -> list[LaunchRecord]:
-    return (await store.claim(owner, most))[0]
+    def work(connection: sa.Connection) -> list[LaunchRecord]:
+        store.claim(connection, owner, most)
+        return queries.owned(connection, owner)
+
+    return await store.database.write(work, alone=True)
+
+
+async def owned(store: Store, owner: str) -> list[LaunchRecord]:
+    return await store.database.read(lambda connection: queries.owned(connection, owner))
+
+
+async def taken_over(replicas: Replicas, replica: str) -> list[str]:
+    return await replicas._database.write(lambda connection: replicas.take_over(connection, replica))
 
 
 async def test_what_is_kept_is_read_again(store: Store):
@@ -239,11 +252,11 @@ async def test_dead_replicas_work_is_taken_over(database_url: str):
         (launch,) = await added(store, 1)
         await replicas.join("dead")
         await claim(store, "dead", 1)
-        assert await replicas.take_over("dead") == [], "it is worked on"
+        assert await taken_over(replicas, "dead") == [], "it is worked on"
         await asyncio.sleep(1.1)  # the lease is a matter of time
         await replicas.join("me")
-        assert await replicas.take_over("me") == [launch.id]
-        assert [taken.id for taken in await store.owned("me")] == [launch.id]
+        assert await taken_over(replicas, "me") == [launch.id]
+        assert [taken.id for taken in await owned(store, "me")] == [launch.id]
         assert not await replicas.alive("dead")
         assert await replicas.alive("me")
         assert await store.append("dead", launch.id, "progress", {}) is None
@@ -255,7 +268,7 @@ async def test_who_leaves_gives_back(store: Store, replicas: Replicas):
     await claim(store, "leaving", 1)
     await replicas.leave("leaving")
     await replicas.join("me")
-    assert await replicas.take_over("me") == [launch.id]
+    assert await taken_over(replicas, "me") == [launch.id]
 
 
 async def test_ready_launch_is_taken_to_be_stopped(store: Store, replicas: Replicas):
@@ -264,16 +277,16 @@ async def test_ready_launch_is_taken_to_be_stopped(store: Store, replicas: Repli
     await claim(store, "me", 1)
     await store.change(launch.id, "ready", {}, owner="me")
     await store.let_go("me", launch.id)
-    assert await replicas.take_over("me") == []
+    assert await taken_over(replicas, "me") == []
     await store.ask_to_stop(launch.id, "user:alice")
-    assert await replicas.take_over("me") == [launch.id]
+    assert await taken_over(replicas, "me") == [launch.id]
 
 
 async def test_two_replicas_never_take_the_same(database_url: str):
     async with opened(database_url) as one, opened(database_url) as two:
         await added(one, 40)
-        await asyncio.gather(*(store.claim(name, n) for n in range(30) for store, name in ((one, "1"), (two, "2"))))
-        first, second = await one.owned("1"), await two.owned("2")
+        await asyncio.gather(*(claim(store, name, n) for n in range(30) for store, name in ((one, "1"), (two, "2"))))
+        first, second = await owned(one, "1"), await owned(two, "2")
         assert not {r.id for r in first} & {r.id for r in second}
         assert len(first) + len(second) == 29
 
@@ -283,9 +296,7 @@ async def test_due(store: Store):
     await store.add(record("later", due=time.time() + 100))
     await store.add(record("never"))
     assert [r.username for r in await store.due(time.time())] == ["soon"]
-    due = await store.next_due()
-    assert due
-    assert due < time.time()
+    assert await store.database.read(queries.next_due) < time.time()
 
 
 async def test_purge(database_url: str):
@@ -355,7 +366,7 @@ async def test_start_that_is_to_end_is_not_given_back(store: Store):
     await claim(store, "me", 1)
     await store.ask_to_stop(launch.id, "user:alice")
     await store.give_back("me", launch.id)
-    (still,) = await store.owned("me")
+    (still,) = await owned(store, "me")
     assert (still.state, still.stop_by) == ("starting", "user:alice")
 
 
