@@ -30,7 +30,8 @@ class Client(ABC):
         self.image = image
         self.session = aiohttp.ClientSession(
             headers={"Authorization": f"token {token}"},
-            connector=aiohttp.TCPConnector(limit=0),
+            # the Hub's proxy closes connections that were idle for 5 s
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=3),
             timeout=aiohttp.ClientTimeout(300),
         )
 
