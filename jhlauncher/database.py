@@ -124,7 +124,7 @@ class Database(LoggingConfigurable):
             # again if need be: psycopg before 3.3.6 loses a cancellation that comes together with a notification
             self._listening.cancel()
             await asyncio.wait([self._listening], timeout=1)
-        if self._running:
+        while self._running:
             await asyncio.wait(self._running)
         self._threads.shutdown()
         self._engine.dispose()
@@ -218,7 +218,8 @@ class Database(LoggingConfigurable):
         """The result of ``work`` in one transaction.
 
         Args:
-            work: what to do; done again if the database was lost on the way.
+            work: what to do, in a thread: what it needs of the loop's is captured before, and what the loop is to do
+                goes through `after`. Done again if the database was lost on the way.
             alone: no other such transaction runs at the same time, in any process.
 
         Raises:
@@ -267,7 +268,10 @@ class Database(LoggingConfigurable):
         async with self._writing if in_turn else contextlib.nullcontext():
             result, after = await self._in_thread(partial(self._write, work, alone))
         for call in after:
-            call()
+            try:
+                call()
+            except Exception:
+                self.log.exception("What follows a transaction failed")
         return result
 
     def _write(self, work: Work[Result], alone: bool) -> tuple[Result, list[Callable[[], None]]]:

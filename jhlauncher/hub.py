@@ -99,8 +99,8 @@ class Hub(Transport):
         return caller
 
     async def _ask_identity(self, token: str) -> Caller:
-        reply = await self._request("GET", "/user", expected=(403,), token=token)
-        if reply.status == 403:
+        reply = await self._holder(token)
+        if reply.status in (401, 403):
             raise Unauthenticated("JupyterHub does not know this token; it may have expired or been revoked.")
         model = reply.body
         if not isinstance(model, dict) or not {"name", "scopes"} <= model.keys():

@@ -1,7 +1,8 @@
 """Requests to JupyterHub: settings, connections, retries, and the errors that its failures become.
 
 - Requests share kept-alive connections; what takes long (starting and stopping servers, event streams) has
-  connections of its own, so that it takes no slot from the rest.
+  connections of its own, and so has the question who holds a token, which any stranger can have asked: neither takes a
+  slot from the rest.
 - Requests are repeated here and nowhere else: while the Hub can't be reached, with back-off, for `retry_timeout`
   seconds, and only where repeating does no harm.
 """
@@ -13,8 +14,8 @@ import json
 import os
 import ssl
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -158,21 +159,28 @@ class Transport(LoggingConfigurable):
         on_socket = url.scheme == "http+unix"
         self._base = "http://localhost" + url.path.rstrip("/") if on_socket else self.api_url.rstrip("/")
         socket = unquote(url.netloc) if on_socket else None
-        self._brief = await self._closing.enter_async_context(self._session(socket, limit=50))
-        self._long = await self._closing.enter_async_context(self._session(socket, limit=0))
+        self._brief = await self._session(socket, limit=50, seconds=self.request_timeout)
+        self._callers = await self._session(socket, limit=50, seconds=self.request_timeout)
+        self._long = await self._session(socket, limit=0, seconds=self.spawn_request_timeout)
 
     async def stop(self) -> None:
         """Close all connections."""
         await self._closing.aclose()
 
-    def _session(self, socket: str | None, limit: int) -> aiohttp.ClientSession:
+    async def _session(self, socket: str | None, limit: int, seconds: float) -> aiohttp.ClientSession:
         connector: aiohttp.BaseConnector
         if socket:
             connector = aiohttp.UnixConnector(path=socket, limit=limit)
         else:
             connector = aiohttp.TCPConnector(limit=limit, ssl=self.ssl_context() or True, keepalive_timeout=60)
         headers = {"Authorization": f"token {self.api_token}", "Accept": "application/json"}
-        return aiohttp.ClientSession(connector=connector, headers=headers)
+        session = aiohttp.ClientSession(
+            connector=connector,
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(seconds, sock_connect=self.connect_timeout),
+            cookie_jar=aiohttp.DummyCookieJar(),  # a cookie set for one caller must not speak for the next
+        )
+        return await self._closing.enter_async_context(session)
 
     def ssl_context(self, purpose: ssl.Purpose = ssl.Purpose.SERVER_AUTH) -> ssl.SSLContext | None:
         """The Hub's internal TLS, for a client or a server; None where it isn't used."""
@@ -194,7 +202,6 @@ class Transport(LoggingConfigurable):
         repeatable: bool | None = None,
         patient: bool = True,
         accept: str = "application/json",
-        token: str | None = None,
     ) -> Reply:
         """One request, tried again while the Hub can't be reached.
 
@@ -207,19 +214,29 @@ class Transport(LoggingConfigurable):
             repeatable: whether doing it twice does no harm; default: every method but POST.
             patient: whether to try again at all.
             accept: the form of the answer.
-            token: whose request it is; default: our own.
 
         """
         if repeatable is None:
             repeatable = method != "POST"
-        headers = {"Accept": accept}
-        if token:
-            headers["Authorization"] = f"token {token}"
+        session = self._long if long else self._brief
 
         async def request() -> Reply:
-            return await self._request_once(method, path, json, expected, long, headers)
+            async with self._answer(session, method, path, {"Accept": accept}, json) as response:
+                await self._raise_for_unexpected(response, expected)
+                return Reply(response.status, await _json(response), _seconds(response.headers.get("Retry-After")))
 
         return await self._retried(request, repeatable, patient)
+
+    async def _holder(self, token: str) -> Reply:
+        """The Hub's model of who holds a token; 401 or 403 if it knows nobody. Other errors are tried again."""
+
+        async def request() -> Reply:
+            async with self._answer(self._callers, "GET", "/user", {"Authorization": f"token {token}"}) as response:
+                if response.status >= 400 and response.status not in (401, 403):
+                    raise AnswerLost("JupyterHub could not be asked who holds this token.")
+                return Reply(response.status, await _json(response), None)
+
+        return await self._retried(request, repeatable=True, patient=True)
 
     async def _retried(self, attempt: Callable[[], Awaitable[Result]], repeatable: bool, patient: bool) -> Result:
         """The result of an attempt, made again with back-off while the Hub can't be reached."""
@@ -236,21 +253,21 @@ class Transport(LoggingConfigurable):
             await asyncio.sleep(delay)
             delay = min(delay * 2, 5)
 
-    async def _request_once(
-        self, method: str, path: str, json: Any, expected: tuple[int, ...] | range, long: bool, headers: dict[str, str]
-    ) -> Reply:
-        session = self._long if long else self._brief
-        timeout = aiohttp.ClientTimeout(
-            total=self.spawn_request_timeout if long else self.request_timeout,
-            sock_connect=self.connect_timeout,
-        )
+    @asynccontextmanager
+    async def _answer(
+        self, session: aiohttp.ClientSession, method: str, path: str, headers: dict[str, str], json: Any = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The Hub's answer, whatever it is.
+
+        Raises:
+            HubUnavailable: the request was not sent.
+            AnswerLost: it may have been.
+
+        """
         try:
-            async with session.request(
-                method, self._base + path, json=json, timeout=timeout, headers=headers
-            ) as response:
+            async with session.request(method, self._base + path, json=json, headers=headers) as response:
                 self.observed(method, response.status)
-                await self._raise_for_unexpected(response, expected)
-                return Reply(response.status, await _json(response), _seconds(response.headers.get("Retry-After")))
+                yield response
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             self.observed(method, "error")
             raise HubUnavailable(f"JupyterHub can't be reached ({method} {path}).") from error

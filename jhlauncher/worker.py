@@ -108,26 +108,26 @@ class Worker(LoggingConfigurable):
     async def _round(self) -> None:
         if self._due <= time.time():
             await self._settle_due()
-        most = 0 if self._outage.lasts else self._bound.rise()
+        replica, hub_is_away, most = self.replica, self._outage.lasts, self._bound.rise()
 
         def work(connection: sa.Connection) -> tuple[set[str], list[LaunchRecord], float]:
             fresh: set[str] = set()
-            if most:
-                self._replicas.take_over(connection, self.replica)
-                fresh = self._store.claim(connection, self.replica, most)
+            if not hub_is_away:
+                self._replicas.take_over(connection, replica)
+                fresh = self._store.claim(connection, replica, most)
             # all, as an answer of the database may have been lost
-            return fresh, queries.owned(connection, self.replica), queries.next_due(connection)
+            return fresh, queries.owned(connection, replica), queries.next_due(connection)
 
         known = set(self._works)  # before asking: what ends meanwhile may still be in the answer
         fresh, records, self._due = await self._store.database.write(work, alone=True)
         for record in records:
             if record.id not in known:
-                self._take_up(record, resumed=record.id not in fresh)
+                self._take_up(record, replica, resumed=record.id not in fresh)
             elif record.stop_by:  # in case that was not heard
                 self._interrupt(record.id)
 
-    def _take_up(self, record: LaunchRecord, resumed: bool) -> None:
-        work = self._works[record.id] = Work(record, self.replica, resumed)
+    def _take_up(self, record: LaunchRecord, replica: str, resumed: bool) -> None:
+        work = self._works[record.id] = Work(record, replica, resumed)
         work.task = asyncio.create_task(self._lifecycle.run(work), name=f"launch {record.id}")
         work.task.add_done_callback(lambda task: self._done(record.id, task))
 
@@ -200,8 +200,9 @@ class Worker(LoggingConfigurable):
             self.superseded.set()
             await asyncio.Event().wait()
         self.log.warning("This replica gave no sign of life for too long; others have its launches. It begins anew.")
-        self.replica = new_id()
-        await self._replicas.join(self.replica)
+        replica = new_id()
+        await self._replicas.join(replica)
+        self.replica = replica
 
 
 async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:

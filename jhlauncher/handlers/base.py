@@ -232,8 +232,8 @@ class BaseHandler(RequestHandler):
         try:
             return await work
         except asyncio.CancelledError:
-            if task:
-                task.uncancel()  # it was `interrupt`, and what follows is the answer
+            while task and task.cancelling():
+                task.uncancel()  # it was `interrupt`, perhaps twice, and what follows is the answer
             if self.services.draining:
                 raise ShuttingDown(
                     "The launcher has been stopped meanwhile; what JupyterHub was asked goes on there.",
@@ -252,9 +252,11 @@ class BaseHandler(RequestHandler):
     def on_connection_close(self) -> None:
         """The client has gone: nobody waits for the answer."""
         self._gone = True
+        body = self.request._body_future
+        waits_for_body = body is not None and not body.done()
         super().on_connection_close()  # ends Tornado's wait for a body that will not come
         self.interrupt()
-        if not self._task:
+        if waits_for_body:
             self._forget()  # Tornado lets such a request go without finishing it
 
     # -- the answer
