@@ -116,6 +116,11 @@ class FakeHub:
         self.hold_starts = asyncio.Event()
         """While it is not set, the Hub is too busy to take up starts that it has received."""
         self.hold_starts.set()
+        self.hold_strangers = asyncio.Event()
+        """While it is not set, who holds an unknown token is not answered."""
+        self.hold_strangers.set()
+        self.cookies: list[str] = []
+        """That came with requests; every answer sets one."""
         self.rename: Callable[[str], str] = str.lower
         """The authenticator's way with names."""
         self.starting = asyncio.Event()
@@ -166,11 +171,14 @@ class FakeHub:
 class _Handler(RequestHandler):
     hub: FakeHub
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:
         self.hub = self.settings["hub"]
+        self.hub.cookies += self.request.cookies
+        self.set_cookie("jupyterhub-hub-login", "alice")
         self.hub.requests.append(f"{self.request.method} {self.request.path.removeprefix('/hub/api')}")
         self.token = self.request.headers.get("Authorization", "").removeprefix("token ")
         if self.token not in self.hub.identities:
+            await self.hub.hold_strangers.wait()
             raise HTTPError(403)
 
         strange = self.hub.strange_answers.get(self.hub.requests[-1])

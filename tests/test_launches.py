@@ -833,3 +833,30 @@ async def test_ready_that_is_told_again_after_the_end(service: Service):
         told = {event.name: json.loads(event.data) async for event in sse.decode(response.content.iter_any())}
     assert "launch" not in told["ready"], "its URL is nobody's any more"
     assert told["stopped"]["time"].endswith("Z")
+
+
+async def test_end_while_the_hub_takes_no_start(service: Service):
+    launch = await settled(service, await accepted(service))
+    service.app.parts.bound.throttled(0, 100)
+    assert (await service.request("DELETE", f"launches/{launch['id']}?wait=20"))[0] == 204
+
+
+async def test_strangers_hold_nobody_up(service: Service):
+    """However many they are, and however long the Hub takes to say that it does not know them."""
+    await settled(service, await accepted(service))
+    service.hub.hold_strangers.clear()
+    known = service.hub.requests.count("GET /user")
+    strangers = [asyncio.create_task(service.request("GET", "launches", f"wrong-{n}")) for n in range(60)]
+    async with asyncio.timeout(20):
+        while service.hub.requests.count("GET /user") < known + 50:
+            await asyncio.sleep(0.01)
+        assert (await settled(service, await accepted(service, "bob")))["state"] == "ready"
+    service.hub.hold_strangers.set()
+    assert {status for status, _ in await asyncio.gather(*strangers)} == {401}
+
+
+async def test_no_cookie_of_the_hubs_is_kept(hub: FakeHub):
+    """One that was set for a caller would speak for the next."""
+    async with running_service(hub, Hub={"api_url": hub.api_url.replace("127.0.0.1", "localhost")}) as service:
+        await settled(service, await accepted(service))
+    assert not hub.cookies
