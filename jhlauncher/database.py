@@ -91,7 +91,7 @@ class Database(LoggingConfigurable):
             raise TraitError("Database.url must name a file: what is kept must outlive the process")
         self._url: URL = url.set(drivername={"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}[backend])
         self.on_sqlite = backend == "sqlite"
-        # of SQLite's each has a cache of its own; more of them make it no faster, only larger
+        # of SQLite's each has a cache of its own, and only one can write
         self._connections = 3 if self.on_sqlite else 10
         self._turns = asyncio.Semaphore(self._connections)
         if not self.on_sqlite:
