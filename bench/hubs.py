@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench.pending import memory
 from jhlauncher.ports import SERVICES, free_port
 from tests.engines.hubs import HUBS
 from tests.real_hub import RealHub
@@ -85,8 +86,7 @@ class Measured:
 
     def memory(self) -> float:
         """The launcher's, in megabytes."""
-        pages = int(Path(f"/proc/{self.service}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        return memory(self.service)
 
 
 @contextmanager
@@ -120,16 +120,20 @@ def _echo_server(port: int) -> Iterator[None]:
 
 def _child_of(pid: int) -> int:
     """The launcher among the children of a process."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"jhlauncher" in (stat.parent / "cmdline").read_bytes():
-                return int(stat.parent.name)
+            if int(_stat(process)[1]) == pid and b"jhlauncher" in (process / "cmdline").read_bytes():
+                return int(process.name)
         except OSError:
             pass  # it has ended meanwhile
     raise AssertionError("the Hub has no launcher")
 
 
 def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = _stat(Path(f"/proc/{pid}"))
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(process: Path) -> list[str]:
+    """What the kernel says of a process, from its state on: proc_pid_stat(5) after the name, which may have spaces."""
+    return (process / "stat").read_text().rpartition(")")[2].split()

@@ -53,9 +53,9 @@ async def start_service(
                 await asyncio.sleep(0.005)
 
 
-def memory(process: asyncio.subprocess.Process, field: str = "VmRSS") -> float:
-    """Megabytes."""
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+def memory(pid: int, field: str = "VmRSS") -> float:
+    """Megabytes of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
@@ -80,7 +80,7 @@ async def measure(launches: int, samples: int) -> dict[str, Any]:
     headers = {"Authorization": f"token {PLATFORM_TOKEN}"}
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, headers=headers, timeout=timeout) as client:
-        idle = memory(service)
+        idle = memory(service.pid)
 
         async def launch(number: int) -> int:
             body = {"username": f"user{number}", "image": "image:1"}
@@ -97,7 +97,7 @@ async def measure(launches: int, samples: int) -> dict[str, Any]:
         before = len(hub.requests)
         waiting = await health(url, samples)
         while_pending = len(hub.requests) - before
-        loaded = memory(service)
+        loaded = memory(service.pid)
         for server in hub.servers.values():
             server.finish()
         statuses = await asyncio.gather(*tasks)
@@ -108,7 +108,7 @@ async def measure(launches: int, samples: int) -> dict[str, Any]:
             "while_pending": while_pending,
             "idle": idle,
             "loaded": loaded,
-            "peak": memory(service, "VmHWM"),
+            "peak": memory(service.pid, "VmHWM"),
             "arriving": await arriving,
             "waiting": waiting,
         }

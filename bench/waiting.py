@@ -35,7 +35,7 @@ async def measure(launches: int, samples: int) -> dict[str, Any]:
         connector = aiohttp.TCPConnector(limit=0)
         with Progress(console=Console(stderr=True)) as progress:
             async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as client:
-                idle = memory(service)
+                idle = memory(service.pid)
                 ids: list[str] = []
                 accepting = progress.add_task("accepted", total=launches)
                 gate = asyncio.Semaphore(32)
@@ -52,7 +52,7 @@ async def measure(launches: int, samples: int) -> dict[str, Any]:
                     progress.advance(accepting)
 
                 await asyncio.gather(*(accept(number) for number in range(launches)))
-                accepted = memory(service)
+                accepted = memory(service.pid)
                 listening = progress.add_task("listening", total=launches)
                 told = 0
 
@@ -71,7 +71,7 @@ async def measure(launches: int, samples: int) -> dict[str, Any]:
                 while not progress.finished:
                     await asyncio.sleep(0.1)
                 still = await health(url, samples)
-                waiting = memory(service)
+                waiting = memory(service.pid)
 
                 async def move() -> None:
                     while True:
@@ -87,7 +87,7 @@ async def measure(launches: int, samples: int) -> dict[str, Any]:
                 for reader in readers:
                     reader.cancel()
                 await asyncio.gather(moving, *readers, return_exceptions=True)
-                peak = memory(service, "VmHWM")
+                peak = memory(service.pid, "VmHWM")
         service.kill()
         await service.wait()
     await hub.stop()

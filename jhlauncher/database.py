@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -245,19 +245,14 @@ class Database(LoggingConfigurable):
             return work(connection)
 
     async def _in_thread(self, call: Callable[[], Result]) -> Result:
-        async with self._turn():
-            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
-
-    @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """Wait until a thread and its connection are free."""
+        """What ``call`` returns, once a thread and a connection are free for it."""
         try:
             async with asyncio.timeout(_TURN_TIMEOUT):
                 await self._turns.acquire()
         except TimeoutError:
             raise TimeoutError("all connections are in use") from None
         try:
-            yield
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
         finally:
             self._turns.release()
 

@@ -48,7 +48,7 @@ class Worker(LoggingConfigurable):
         self._outage = outage
         self.replica = new_id()
         self._works: dict[str, Work] = {}
-        self._due = -math.inf
+        self._due = -math.inf  # when the next launch is due, as of the last round
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.superseded = asyncio.Event()
