@@ -2,7 +2,8 @@
 
 Guarantees to each listener: events only rise, a stream that breaks is resumed without repeating itself, and nothing
 follows a final event. What a final event says is the Hub's word and not yet the truth: after a cancelled start it
-says ``ready`` (https://github.com/jupyterhub/jupyterhub, apihandlers/users.py), so callers ask for the server after.
+says ``ready`` (https://github.com/jupyterhub/jupyterhub, apihandlers/users.py), so callers look at what the mixin in
+the Hub has said before, and without that, ask for the server.
 """
 
 from __future__ import annotations
@@ -13,14 +14,30 @@ from contextlib import aclosing, suppress
 from math import isfinite
 from typing import Any, get_args
 
+from pydantic import ValidationError
 from traitlets import Float
 from traitlets.config import LoggingConfigurable
 
 from .errors import AnswerLost, HubUnavailable, LauncherError
 from .hub import Hub, NotStarting
-from .models import Phase, ProgressEvent
+from .models import Model, Phase, ProgressEvent
 
 Key = tuple[str, str]
+
+
+class Up(Model):
+    """What the mixin in the Hub says of a server that is up."""
+
+    mark: str
+    """Proves whose it is, and that it is; see `Signer.mark`."""
+    url: str
+    full_url: str | None = None
+
+
+class ReadyEvent(ProgressEvent):
+    """The end of a start, with what the mixin said just before."""
+
+    up: Up | None = None
 
 
 _STEPS: list[Phase] = [phase for phase in get_args(Phase) if phase not in ("ready", "failed")]
@@ -85,6 +102,7 @@ class _Stream:
         self._key = key
         self._latest: ProgressEvent | None = None
         self._messages: set[str] = set()  # those of the latest per cent
+        self._up: Up | None = None
         self.listeners: set[asyncio.Queue[ProgressEvent | Exception]] = set()
         self._task = asyncio.create_task(self._run(), name=f"progress of {key[0]}/{key[1]}")
 
@@ -138,6 +156,9 @@ class _Stream:
         """The event for our listeners, or None for one that they had: a new connection begins from the beginning."""
         if not isinstance(raw, dict):
             return None
+        if "up" in raw:
+            self._up = _up(raw["up"])
+            return None
         reached = self._latest.progress if self._latest else -1
         phase = _phase(raw)
         number = raw.get("progress", max(reached, 0))  # an event may have a message only
@@ -150,6 +171,8 @@ class _Stream:
         if progress > reached:
             self._messages.clear()
         self._messages.add(message)
+        if phase == "ready":
+            return ReadyEvent(progress=progress, message=message, phase=phase, up=self._up)
         return ProgressEvent(progress=progress, message=message, phase=phase)
 
     def _publish(self, event: ProgressEvent) -> None:
@@ -163,6 +186,13 @@ class _Stream:
         self._progress.ended(self._key, self)
         for queue in self.listeners:
             queue.put_nowait(error)
+
+
+def _up(raw: Any) -> Up | None:
+    try:
+        return Up.model_validate(raw)
+    except ValidationError:
+        return None  # some other spawner's
 
 
 def _phase(raw: dict[str, Any]) -> Phase:

@@ -7,8 +7,9 @@ new ones, never changed in place.
 
 Options that were applied are marked ``applied`` in the Hub's database: a later start from the Hub's own page, for
 which the Hub reuses the stored options, is then a plain one. They are marked ``up`` once the Hub has seen the server
-answer: its own word ``ready`` also holds for a start that was just cancelled. Why a launch failed is left there,
-sealed, under ``failure``, and that somebody stopped it, under ``ended``. Options that are refused are removed from the
+answer: its own word ``ready`` also holds for a start that was just cancelled. The progress tells the same mark just
+before ``ready``, so that who follows it need not ask. Why a launch failed is left there, sealed, under ``failure``,
+and that somebody stopped it, under ``ended``. Options that are refused are removed from the
 database, so that they refuse one start and not all that follow.
 
 A Hub that dies in the middle of a start finds the server again when it comes back, since what it needs to know of it
@@ -34,10 +35,10 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunparse
 
 import aiohttp
-from jupyterhub.utils import make_ssl_context, maybe_future, url_path_join, wait_for_http_server
+from jupyterhub.utils import make_ssl_context, maybe_future, url_escape_path, url_path_join, wait_for_http_server
 from sqlalchemy.orm import object_session
 from tornado.web import HTTPError
 from traitlets import Bool, Float, Unicode, default
@@ -164,14 +165,18 @@ class LauncherSpawnerMixin(Configurable):
 
     async def start(self) -> Any:
         """Apply the launch, if this start is one, and start; returns when the server answers."""
+        up = False
         try:
             if self._spec:
                 await self.apply_launch(self._spec)
-            return await self._watched_start()
+            where = await self._watched_start()
+            up = True
+            return where
         except StartFailed as error:
             raise await self._given_up(error.failure) from error.__cause__
         finally:
-            self._steps.end()
+            if not up:
+                self._steps.end()
 
     async def progress(self) -> AsyncGenerator[dict[str, Any], None]:
         """The steps of the start; each event has the keys progress, message and phase."""
@@ -184,6 +189,8 @@ class LauncherSpawnerMixin(Configurable):
         if options:
             mark = Signer(self.signing_key).mark(options["id"], self.user.name, self.name)
             self._store_launch({**options, "up": mark})
+            self._steps.prove({"mark": mark, **self._urls()})
+        self._steps.end()
         super().add_poll_callback(callback, *args, **kwargs)  # type: ignore[misc]
 
     async def poll_and_notify(self) -> Any:
@@ -203,6 +210,7 @@ class LauncherSpawnerMixin(Configurable):
             await self.remove_remains()
         except Exception:
             self.log.exception("Could not remove what is left of %s", self._log_name)
+        self._steps.end()
         self._revoke_tokens()
         self._tell_the_end()
         return await maybe_future(super().run_post_stop_hook())  # type: ignore[misc]
@@ -461,6 +469,13 @@ class LauncherSpawnerMixin(Configurable):
             self._remember(where)
             await self._wait_for_answer(where)
         return where
+
+    def _urls(self) -> dict[str, str | None]:
+        """As in the Hub's model of a server (JupyterHub, apihandlers/base.py)."""
+        url = url_path_join(self.user.url, url_escape_path(self.name), "/")
+        public = self.user.settings.get("public_url")
+        full = urlunparse(public._replace(path=url)) if public else None
+        return {"url": url, "full_url": url if urlsplit(url).netloc else full}
 
     def _as_url(self, where: Any) -> str:
         """What older spawners say as an address and a port."""

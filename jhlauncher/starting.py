@@ -2,8 +2,8 @@
 
 The Hub's answers along the way are hints: its 201 may come before the server is ready, and its 500 while it still
 starts. For a second after a cancel, both its event stream and the server's model say ``ready``. Only the marks decide
-that the mixin in the Hub leaves in the options; they also tell whether what runs is what was asked here (another start
-may have been under way, whose options the Hub keeps).
+that the mixin in the Hub tells in the stream, and leaves in the options; they also tell whether what runs is what was
+asked here (another start may have been under way, whose options the Hub keeps).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from hmac import compare_digest
 from typing import Any
 
 from traitlets import Float
@@ -21,7 +22,7 @@ from .errors import AnswerLost, HubRefused, InvalidRequest, LauncherError, Launc
 from .failures import Failure
 from .hub import Hub, JsonObject, NotStarting, StartReply
 from .models import LaunchSpec, ProgressEvent, parse
-from .progress import Progress
+from .progress import Progress, ReadyEvent
 from .records import name_of, title_of
 from .signing import OPTIONS_KEY, BadSignature, Signer
 
@@ -73,7 +74,7 @@ class Starter(LoggingConfigurable):
         self._signer = signer
 
     async def start(self, launch: Launch, report: Report, *, resumed: bool = False) -> JsonObject:
-        """Start the server and make sure of it; the Hub's model of it.
+        """Start the server and make sure of it; its ``url`` and ``full_url`` as in the Hub's model of it.
 
         Args:
             launch: what to start.
@@ -93,7 +94,7 @@ class Starter(LoggingConfigurable):
             final = final or await self._follow(launch, report)
             if final and final.phase == "failed":
                 raise await self._verdict(launch, final.message)
-            server = await self._confirm(launch, patient=resumed)
+            server = self._proved(launch, final) or await self._confirm(launch, patient=resumed)
             if server:
                 return server
             if not final:
@@ -150,7 +151,7 @@ class Starter(LoggingConfigurable):
             await asyncio.wait([follow])
         try:
             reply = post.result()
-            if reply.outcome == "ready":
+            if reply.outcome == "ready" and not (final and final.phase == "ready"):
                 return reply, _READY
             if reply.accepted and final and final.phase == "failed":
                 final = None  # of the start before, which the Hub repeats until it has begun with ours
@@ -243,6 +244,16 @@ class Starter(LoggingConfigurable):
         details = failure.model_dump(include={"exit_code", "log", "events"}, exclude_none=True)
         return LaunchFailed(message, reason=failure.reason, details=details)
 
+    def _proved(self, launch: Launch, final: ProgressEvent | None) -> JsonObject | None:
+        """Where the server is, if the stream has told that this launch is up."""
+        up = final.up if isinstance(final, ReadyEvent) else None
+        if up and compare_digest(up.mark.encode(), self._mark(launch).encode()):
+            return {"url": up.url, "full_url": up.full_url}
+        return None
+
+    def _mark(self, launch: Launch) -> str:
+        return self._signer.mark(launch.id, launch.user, launch.server)
+
     async def _confirm(self, launch: Launch, patient: bool) -> JsonObject | None:
         """The Hub's model of the server if it is ready, None if it still starts.
 
@@ -267,7 +278,7 @@ class Starter(LoggingConfigurable):
             )
         if not server["ready"]:
             return None
-        if options.get("up") == self._signer.mark(launch.id, launch.user, launch.server):
+        if options.get("up") == self._mark(launch):
             return server
         if options.get("applied"):
             raise await self._known_failure(launch) or cancelled(launch)

@@ -49,6 +49,11 @@ class Steps:
             self._events.append({"progress": progress, "message": message, "phase": phase})
             self._bell.ring()
 
+    def prove(self, up: dict[str, Any]) -> None:
+        """Tell that the server is up, with what proves it to the launcher under ``up``."""
+        self._events.append({"progress": 99, "message": "The server is up", "phase": "waiting", "up": up})
+        self._bell.ring()
+
     def end(self) -> None:
         """No step follows."""
         self.ended = True

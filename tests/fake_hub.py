@@ -50,6 +50,8 @@ class FakeServer:
     events: list[dict[str, Any]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     done: asyncio.Event = field(default_factory=asyncio.Event)
+    proof: dict[str, Any] = field(default_factory=dict)
+    """What else its progress says of a server that is up."""
 
     @property
     def active(self) -> bool:
@@ -68,6 +70,8 @@ class FakeServer:
         options = self.user_options.get("launcher", {})
         if options.get("applied"):
             options["up"] = Signer(derive_key(SERVICE_TOKEN)).mark(options["id"], self.user, self.name)
+            urls = {"url": self.model()["url"], "full_url": None}
+            self.emit(99, "The server is up", phase="waiting", up={"mark": options["up"], **urls} | self.proof)
         self.emit(100, "Server ready", ready=True)
         self.done.set()
 

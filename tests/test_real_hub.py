@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -425,6 +426,19 @@ async def test_launcher_has_no_more_rights_than_it_needs(real_hub: RealHub):
     _, model = await real_hub.api("GET", "/services/launcher")
     assert model["roles"] == ["launcher"]
     assert model["admin"] is False
+
+
+async def test_a_launch_takes_four_requests_to_the_hub(real_hub: RealHub):
+    """User, server, progress and token; the progress proves that the server is up."""
+    assert (await real_hub.launcher("POST", username="frugal", image="plain"))[0] == 200
+    requests = [line for line in (real_hub.folder / "hub.log").read_text().splitlines() if "(launcher@" in line]
+    mine = [re.search(r"(GET|POST|DELETE) /\S*/users/frugal(\S*)", line) for line in requests]
+    await real_hub.launcher("DELETE", "?username=frugal")
+    assert sorted(found.group(1, 2) for found in mine if found) == [
+        ("GET", "/server/progress"),
+        ("POST", "/server"),
+        ("POST", "/tokens"),
+    ]
 
 
 async def test_nothing_secret_is_logged(real_hub: RealHub):

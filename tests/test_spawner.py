@@ -34,7 +34,9 @@ def spec(**fields: Any) -> LaunchSpec:
 
 def user() -> Any:
     server = SimpleNamespace(base_url="/user/alice/")
-    return SimpleNamespace(name="alice", escaped_name="alice", id=1, url="/user/alice/", server=server)
+    return SimpleNamespace(
+        name="alice", escaped_name="alice", id=1, url="/user/alice/", server=server, settings={"public_url": None}
+    )
 
 
 def hub() -> Any:
