@@ -4,7 +4,7 @@
 - It runs to its end even if whoever asked for it goes away, and again while the database can't be reached
   (`retry_timeout`), so what it does must bear repetition.
 - Transactions that look before they write are `alone`: no other one of that kind runs at the same time, in any
-  process.
+  process. What has to wait for one is done in the next, together: under load a commit is shared by many.
 - After a change, all replicas that use the database are told: PostgreSQL does that (NOTIFY); a SQLite file has one
   process only.
 """
@@ -35,6 +35,8 @@ from .errors import StoreUnavailable
 
 Result = TypeVar("Result")
 Work = Callable[[sa.Connection], Result]
+_Turn = tuple[Work[Any], "asyncio.Future[Any]"]
+"""What somebody waits to have done, and what came of it."""
 
 CHANNEL = "jhlauncher"
 """Of PostgreSQL's NOTIFY."""
@@ -43,6 +45,8 @@ _LOCK = 0x6A686C61
 _KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 """PostgreSQL connections that went dead in silence are noticed within a minute (libpq's parameters)."""
 _AFTER = "jhlauncher after commit"
+_TOGETHER = 50
+"""Works in one transaction, which others wait for."""
 _TURN_TIMEOUT = 60
 """Seconds to wait for one of the connections, which others have."""
 
@@ -72,6 +76,7 @@ class Database(LoggingConfigurable):
         self._running: set[asyncio.Future[Any]] = set()
         self._listening: asyncio.Task[None] | None = None
         self._writing = asyncio.Lock()
+        self._line: list[_Turn] = []  # what waits for it
 
     def validate_settings(self) -> None:
         """Refuse a URL that can't work.
@@ -219,7 +224,8 @@ class Database(LoggingConfigurable):
 
         Args:
             work: what to do, in a thread: what it needs of the loop's is captured before, and what the loop is to do
-                goes through `after`. Done again if the database was lost on the way.
+                goes through `after`. Done again if the database was lost on the way, or if another failed that was to
+                be in the same transaction.
             alone: no other such transaction runs at the same time, in any process.
 
         Raises:
@@ -259,23 +265,52 @@ class Database(LoggingConfigurable):
     async def _committed(self, work: Work[Result], alone: bool) -> Result:
         # in turn: SQLite's own way of waiting for its lock is to try again and again, and who waits for PostgreSQL's
         # would hold a connection that others need
-        in_turn = alone or self.on_sqlite
-        async with self._writing if in_turn else contextlib.nullcontext():
-            result, after = await self._in_thread(partial(self._write, work, alone))
+        if alone or self.on_sqlite:
+            return await self._in_turn(work)
+        results: list[Result] = await self._transaction([work])
+        return results[0]
+
+    async def _in_turn(self, work: Work[Result]) -> Result:
+        """The result of ``work``, in a transaction with what else had to wait for the one before: commits are dear."""
+        mine: _Turn = work, asyncio.get_running_loop().create_future()
+        self._line.append(mine)
+        async with self._writing:
+            if not mine[1].done():
+                together, self._line = self._line[:_TOGETHER], self._line[_TOGETHER:]
+                await self._take_turns(together)
+        result: Result = await mine[1]
+        return result
+
+    async def _take_turns(self, turns: list[_Turn]) -> None:
+        try:
+            results = await self._transaction([work for work, _ in turns], alone=True)
+        except Exception as error:
+            if len(turns) > 1 and not _is_passing(error):  # one of them can't be done, which is its own affair
+                for turn in turns:
+                    await self._take_turns([turn])
+                return
+            for _, outcome in turns:
+                outcome.set_exception(error)
+        else:
+            for (_, outcome), result in zip(turns, results, strict=True):
+                outcome.set_result(result)
+
+    async def _transaction(self, works: list[Work[Any]], *, alone: bool = False) -> list[Any]:
+        results, after = await self._in_thread(partial(self._write, works, alone))
         for call in after:
             try:
                 call()
             except Exception:
                 self.log.exception("What follows a transaction failed")
-        return result
+        return results
 
-    def _write(self, work: Work[Result], alone: bool) -> tuple[Result, list[Callable[[], None]]]:
+    def _write(self, works: list[Work[Any]], alone: bool) -> tuple[list[Any], list[Callable[[], None]]]:
         after: list[Callable[[], None]] = []
         with self._engine.begin() as connection:
             connection.info[_AFTER] = after
             if alone and not self.on_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-            return work(connection), after
+            return [work(connection) for work in works], after
 
     def after(self, connection: sa.Connection, call: Callable[[], None]) -> None:
         """Have the loop call ``call`` once this transaction is committed, even if whoever asked for it has gone."""

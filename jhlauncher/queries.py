@@ -1,4 +1,8 @@
-"""What is asked of the tables within a transaction: who is next in line, what is in use; and rows as records."""
+"""What is asked of the tables within a transaction: who is next in line, what is in use; and rows as records.
+
+Statements are made once, with names for what differs (`sqlalchemy.bindparam`): to make one takes several times as long
+as to have it done.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +14,40 @@ from itertools import starmap
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
 
 from .models import LaunchSpec
 from .records import ACTIVE, LaunchRecord, Limit, Needs
-from .tables import keys, launches
+from .tables import keys, launches, replicas
 
 Usage = dict[str, dict[str, float]]
 """What launches have together, by key: servers, cpu, memory, gpu."""
 
 
 RUNNING = ("starting", "ready")
+_c = launches.c
 _MANY = 500
 """Values in a statement; SQLite allows 32,766."""
 
 
-def of_server(username: str, server_name: str) -> sa.ColumnElement[bool]:
-    """Condition: the launch that has this server."""
-    return (launches.c.username == username) & (launches.c.server_name == server_name) & launches.c.state.in_(ACTIVE)
+class now(sa.sql.functions.FunctionElement[float]):  # noqa: N801  (a function of SQL)
+    """The database's clock, the same for all replicas, in seconds."""
+
+    type = sa.Float()
+    inherit_cache = True
 
 
-def fair_order() -> tuple[sa.Subquery, list[sa.ColumnElement[Any]]]:
+@compiles(now, "sqlite")
+def _now_of_sqlite(*_: Any, **__: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now, "postgresql")
+def _now_of_postgresql(*_: Any, **__: Any) -> str:
+    return "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"
+
+
+def _fair_order() -> tuple[sa.Subquery, list[sa.ColumnElement[Any]]]:
     """All that wait, and the order in which they start.
 
     The next slot goes to the share that has the fewest for its weight, the one that would then have (those that start
@@ -58,20 +76,36 @@ def fair_order() -> tuple[sa.Subquery, list[sa.ColumnElement[Any]]]:
     return ranked, [ranked.c.turn, ranked.c.seq]
 
 
+_ranked, _order = _fair_order()
+_IN_ORDER = sa.select(_ranked.c.id).order_by(*_order)
+_placed = sa.select(_ranked.c.id, sa.func.row_number().over(order_by=_order).label("place")).subquery()
+_PLACE = sa.select(_placed.c.place).where(_placed.c.id == sa.bindparam("launch"))
+_LINE = sa.select(_c.id, _c.limits, _c.cpu, _c.memory, _c.gpu).join(_ranked, _c.id == _ranked.c.id).order_by(*_order)
+_HEAD_OF_LINE = _LINE.limit(sa.bindparam("some"))
+
+
+def in_order(connection: sa.Connection) -> list[str]:
+    """The ids of all that wait, in the order in which they will start, limits left aside."""
+    return list(connection.execute(_IN_ORDER).scalars())
+
+
+def place(connection: sa.Connection, launch: str) -> int | None:
+    """The place in that order of one that waits."""
+    found: int | None = connection.execute(_PLACE, {"launch": launch}).scalar()
+    return found
+
+
 def next_in_line(connection: sa.Connection, slots: int) -> list[LaunchRecord]:
     """Those whose turn it is, in order.
 
     Who finds a limit full waits, and lets others by, but not those behind it who need room in the same limit.
     """
-    ranked, order = fair_order()
-    c = launches.c
-    query = sa.select(c.id, c.limits, c.cpu, c.memory, c.gpu).join(ranked, c.id == ranked.c.id).order_by(*order)
     some = slots + 20
-    rows = connection.execute(query.limit(some)).all()
+    rows = connection.execute(_HEAD_OF_LINE, {"some": some}).all()
     ids = _within_limits(connection, rows, slots)
     if len(ids) < slots and len(rows) == some:  # most of them are held by limits
-        ids = _within_limits(connection, connection.execute(query).all(), slots)
-    found = {record.id: record for record in every(connection, c.id.in_(ids))}
+        ids = _within_limits(connection, connection.execute(_LINE).all(), slots)
+    found = {record.id: record for record in with_ids(connection, ids)}
     return [found[launch] for launch in ids]
 
 
@@ -93,11 +127,13 @@ def _within_limits(connection: sa.Connection, rows: Sequence[Any], slots: int) -
     return chosen
 
 
+_KEYS = sa.select(keys.c.key).where(keys.c.launch == sa.bindparam("of"))
+
+
 def _add_usage(connection: sa.Connection, used: Usage, launch: str, needs: Needs) -> None:
     if not used:
         return
-    of = sa.select(keys.c.key).where(keys.c.launch == launch)
-    for key in connection.execute(of).scalars():
+    for key in connection.execute(_KEYS, {"of": launch}).scalars():
         of_key = used.setdefault(key, {})
         for resource, amount in needs.items():
             of_key[resource] = of_key.get(resource, 0) + amount
@@ -123,26 +159,30 @@ def place_of_another(connection: sa.Connection, share: str, weight: float) -> in
     )
 
 
+_USAGE = (
+    sa.select(
+        keys.c.key,
+        sa.func.count(),
+        sa.func.sum(launches.c.cpu),
+        sa.func.sum(sa.cast(launches.c.memory, sa.Float)),  # SQLite's whole numbers overflow
+        sa.func.sum(launches.c.gpu),
+    )
+    .join(launches, launches.c.id == keys.c.launch)
+    .where(launches.c.state.in_(sa.bindparam("states", expanding=True)))
+    .group_by(keys.c.key)
+)
+_USAGE_OF = _USAGE.where(keys.c.key.in_(sa.bindparam("keys", expanding=True)))
+
+
 def usage(connection: sa.Connection, of: set[str], states: Sequence[str]) -> Usage:
     """What the launches in these states have together, by key; 0 of everything where there are none."""
     used: Usage = {key: {} for key in of}
     if not of:
         return used
-    query = (
-        sa.select(
-            keys.c.key,
-            sa.func.count(),
-            sa.func.sum(launches.c.cpu),
-            sa.func.sum(sa.cast(launches.c.memory, sa.Float)),  # SQLite's whole numbers overflow
-            sa.func.sum(launches.c.gpu),
-        )
-        .join(launches, launches.c.id == keys.c.launch)
-        .where(launches.c.state.in_(states))
-        .group_by(keys.c.key)
-    )
-    if len(of) <= _MANY:
-        query = query.where(keys.c.key.in_(of))
-    for key, servers, cpu, memory, gpu in connection.execute(query):
+    given = {"states": list(states)}
+    few = len(of) <= _MANY
+    rows = connection.execute(_USAGE_OF, {**given, "keys": list(of)}) if few else connection.execute(_USAGE, given)
+    for key, servers, cpu, memory, gpu in rows:
         used[key] = {"servers": servers, "cpu": float(cpu), "memory": float(memory), "gpu": float(gpu)}
     return used
 
@@ -165,18 +205,12 @@ def full_limit(connection: sa.Connection, record: LaunchRecord) -> tuple[Limit, 
     return (full, in_use(full, used)) if full else None
 
 
-def now(connection: sa.Connection) -> Any:
-    """The database's clock, the same for all replicas, in seconds."""
-    if connection.dialect.name == "sqlite":
-        return (sa.func.julianday("now") - 2440587.5) * 86400.0
-    return sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.Float)
+_WAITING = sa.select(_c.caller, sa.func.count()).where(_c.state == "queued").group_by(_c.caller)
 
 
 def waiting(connection: sa.Connection) -> Counter[str]:
     """How many launches wait, by who asked for them."""
-    query = sa.select(launches.c.caller, sa.func.count()).where(launches.c.state == "queued")
-    rows = connection.execute(query.group_by(launches.c.caller))
-    return Counter({row[0]: row[1] for row in rows})
+    return Counter({row[0]: row[1] for row in connection.execute(_WAITING)})
 
 
 def count(connection: sa.Connection, where: sa.ColumnElement[bool]) -> int:
@@ -185,27 +219,92 @@ def count(connection: sa.Connection, where: sa.ColumnElement[bool]) -> int:
     return number
 
 
+_STARTING = sa.select(sa.func.count()).where(_c.state == "starting")
+
+
+def starting(connection: sa.Connection) -> int:
+    """How many launches are starting."""
+    number: int = connection.execute(_STARTING).scalar_one()
+    return number
+
+
+_OWNED = sa.select(launches).where(_c.owner == sa.bindparam("by"), _c.state.in_(RUNNING)).order_by(_c.seq)
+
+
 def owned(connection: sa.Connection, owner: str) -> list[LaunchRecord]:
     """What a replica works on."""
-    return every(connection, (launches.c.owner == owner) & launches.c.state.in_(RUNNING))
+    return _records(connection.execute(_OWNED, {"by": owner}))
+
+
+ALIVE = (replicas.c.alive_until >= now()) | (replicas.c.id == sa.bindparam("replica"))
+"""Condition: the replicas that are there; ``replica`` is."""
+LEFT_BEHIND = (_c.owner.is_(None) | _c.owner.not_in(sa.select(replicas.c.id).where(ALIVE))) & (
+    (_c.state == "starting") | ((_c.state == "ready") & _c.stop_by.is_not(None))
+)
+"""Condition: launches about which something is to be done, and no replica does."""
+_DUE = sa.select(sa.func.min(_c.due))
+_TO_DO = sa.select(
+    (sa.exists().where(_c.state == "queued") & (_STARTING.scalar_subquery() < sa.bindparam("most")))
+    | sa.exists().where(LEFT_BEHIND),
+    _DUE.scalar_subquery(),
+)
+
+
+def to_do(connection: sa.Connection, *, replica: str, most: int) -> tuple[bool, float]:
+    """Whether there is something for a replica to take, if ``most`` may be starting; when the next launch is due.
+
+    A cheap look, which makes nobody wait.
+    """
+    found, due = connection.execute(_TO_DO, {"replica": replica, "most": most}).one()
+    return bool(found), math.inf if due is None else due
 
 
 def next_due(connection: sa.Connection) -> float:
     """When the next launch is due; infinite if none is."""
-    due: float | None = connection.execute(sa.select(sa.func.min(launches.c.due))).scalar()
+    due: float | None = connection.execute(_DUE).scalar()
     return math.inf if due is None else due
 
 
-def one(connection: sa.Connection, where: sa.ColumnElement[bool]) -> LaunchRecord | None:
-    """The launch, if there is one."""
-    row = connection.execute(sa.select(launches).where(where)).one_or_none()
-    return record_of(row) if row else None
+_BY_ID = sa.select(launches).where(_c.id == sa.bindparam("launch"))
+_BY_KEY = sa.select(launches).where(_c.caller == sa.bindparam("by"), _c.idempotency_key == sa.bindparam("of"))
+_OF_SERVER = sa.select(launches).where(
+    _c.username == sa.bindparam("user"), _c.server_name == sa.bindparam("server"), _c.state.in_(ACTIVE)
+)
+_WITH_IDS = sa.select(launches).where(_c.id.in_(sa.bindparam("ids", expanding=True))).order_by(_c.seq)
+
+
+def by_id(connection: sa.Connection, launch: str) -> LaunchRecord | None:
+    """A launch."""
+    return _one(connection.execute(_BY_ID, {"launch": launch}))
+
+
+def by_key(connection: sa.Connection, caller: str, key: str) -> LaunchRecord | None:
+    """The launch that a caller has asked for with this idempotency key."""
+    return _one(connection.execute(_BY_KEY, {"by": caller, "of": key}))
+
+
+def of_server(connection: sa.Connection, username: str, server_name: str) -> LaunchRecord | None:
+    """The launch that has this server."""
+    return _one(connection.execute(_OF_SERVER, {"user": username, "server": server_name}))
+
+
+def with_ids(connection: sa.Connection, ids: Sequence[str]) -> list[LaunchRecord]:
+    """These launches, the first accepted first."""
+    return _records(connection.execute(_WITH_IDS, {"ids": ids})) if ids else []
 
 
 def every(connection: sa.Connection, where: sa.ColumnElement[bool], most: int | None = None) -> list[LaunchRecord]:
     """The launches, or that many of them, the first accepted first."""
-    query = sa.select(launches).where(where).order_by(launches.c.seq).limit(most)
-    return [record_of(row) for row in connection.execute(query)]
+    return _records(connection.execute(sa.select(launches).where(where).order_by(launches.c.seq).limit(most)))
+
+
+def _one(rows: sa.CursorResult[Any]) -> LaunchRecord | None:
+    row = rows.one_or_none()
+    return record_of(row) if row else None
+
+
+def _records(rows: sa.CursorResult[Any]) -> list[LaunchRecord]:
+    return [record_of(row) for row in rows]
 
 
 _COLUMNS = {column.name for column in launches.columns}

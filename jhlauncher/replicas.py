@@ -14,8 +14,12 @@ from traitlets.config import LoggingConfigurable
 
 from . import queries
 from .database import Database
+from .records import LaunchRecord
 from .store import QUEUE
 from .tables import launches, replicas
+
+_DEAD = replicas.delete().where(~queries.ALIVE)
+_LEFT_BEHIND = sa.select(launches.c.id).where(queries.LEFT_BEHIND).with_for_update(skip_locked=True)
 
 
 class Replicas(LoggingConfigurable):
@@ -40,7 +44,7 @@ class Replicas(LoggingConfigurable):
         def work(connection: sa.Connection) -> None:
             if self._database.on_sqlite:
                 connection.execute(replicas.delete())
-            until = queries.now(connection) + self.lease_timeout
+            until = queries.now() + self.lease_timeout
             connection.execute(replicas.insert().values(id=replica, alive_until=until))
 
         await self._database.write(work)
@@ -49,7 +53,7 @@ class Replicas(LoggingConfigurable):
         """Give a sign of life; False if others have taken this replica's place meanwhile."""
 
         def work(connection: sa.Connection) -> bool:
-            until = queries.now(connection) + self.lease_timeout
+            until = queries.now() + self.lease_timeout
             renewed = connection.execute(replicas.update().where(replicas.c.id == replica).values(alive_until=until))
             return renewed.rowcount > 0
 
@@ -73,19 +77,10 @@ class Replicas(LoggingConfigurable):
 
         await self._database.write(work)
 
-    def take_over(self, connection: sa.Connection, replica: str) -> list[str]:
-        """Within a transaction, take what nobody works on: of dead replicas, what was left, what is to be stopped.
-
-        Returns:
-            The ids of the launches.
-
-        """
-        dead = (replicas.c.alive_until < queries.now(connection)) & (replicas.c.id != replica)
-        connection.execute(replicas.delete().where(dead))
-        orphaned = launches.c.owner.is_(None) | launches.c.owner.not_in(sa.select(replicas.c.id))
-        to_do = (launches.c.state == "starting") | ((launches.c.state == "ready") & launches.c.stop_by.is_not(None))
-        taken = sa.select(launches.c.id).where(orphaned, to_do).with_for_update(skip_locked=True)
-        ids = list(connection.execute(taken).scalars())
-        for launch in ids:
-            connection.execute(launches.update().where(launches.c.id == launch).values(owner=replica))
-        return ids
+    def take_over(self, connection: sa.Connection, replica: str) -> list[LaunchRecord]:
+        """Within a transaction, take what nobody works on: of dead replicas, what was left, what is to be stopped."""
+        connection.execute(_DEAD, {"replica": replica})
+        ids = list(connection.execute(_LEFT_BEHIND, {"replica": replica}).scalars())
+        if ids:
+            connection.execute(launches.update().where(launches.c.id.in_(ids)).values(owner=replica))
+        return queries.with_ids(connection, ids)

@@ -46,6 +46,20 @@ BATCH = "batch "
 """The topic of a batch of which a launch came to another state: this and its id."""
 
 
+_ONE_MORE_EVENT = (
+    launches.update()
+    .where(launches.c.id == sa.bindparam("of"))
+    .values(events=launches.c.events + 1)
+    .returning(launches.c.events)
+)
+_FORGET_KEYS = keys.delete().where(keys.c.launch == sa.bindparam("of"))
+_EVENTS = (
+    sa.select(events.c.number, events.c.time, events.c.name, events.c.data)
+    .where(events.c.launch == sa.bindparam("of"), events.c.number > sa.bindparam("after"))
+    .order_by(events.c.number)
+)
+
+
 class Store(LoggingConfigurable):
     """Launches in a database."""
 
@@ -131,11 +145,11 @@ class Store(LoggingConfigurable):
             return known, known.id == record.id  # of this very transaction, done before
         self._check_room(connection, record, waiting)
         kept = replace(record, events=1)
-        connection.execute(launches.insert().values(**queries.columns_of(kept)))
+        connection.execute(launches.insert(), queries.columns_of(kept))
         if record.keys:
             connection.execute(keys.insert(), [{"launch": record.id, "key": key} for key in record.keys])
         event = {"number": 1, "time": time.time(), "name": "queued", "data": {"message": "Waiting for its turn"}}
-        connection.execute(events.insert().values(launch=record.id, **event))
+        connection.execute(events.insert(), {"launch": record.id, **event})
         self.database.after(connection, partial(self._observed, kept))
         return kept, True
 
@@ -154,15 +168,14 @@ class Store(LoggingConfigurable):
 
     def _same_request(self, connection: sa.Connection, record: LaunchRecord) -> LaunchRecord | None:
         if record.idempotency_key is None:
-            return queries.one(connection, launches.c.id == record.id)
-        key = (launches.c.caller == record.caller) & (launches.c.idempotency_key == record.idempotency_key)
-        known = queries.one(connection, key)
+            return queries.by_id(connection, record.id)
+        known = queries.by_key(connection, record.caller, record.idempotency_key)
         if known and known.request != record.request:
             raise KeyReused(KEY_REUSED)
         return known
 
     def _check_server_is_free(self, connection: sa.Connection, record: LaunchRecord) -> None:
-        other = queries.one(connection, queries.of_server(record.username, record.server_name))
+        other = queries.of_server(connection, record.username, record.server_name)
         if other:
             what = "is running already" if other.state == "ready" else "is being started already"
             raise ServerConflict(
@@ -173,7 +186,7 @@ class Store(LoggingConfigurable):
 
     # -- who is next
 
-    def claim(self, connection: sa.Connection, owner: str, most: int) -> set[str]:
+    def claim(self, connection: sa.Connection, owner: str, most: int) -> list[LaunchRecord]:
         """Within a transaction, let launches start, in fair order, as far as the limits have room.
 
         Args:
@@ -182,40 +195,27 @@ class Store(LoggingConfigurable):
             most: how many may be starting then, in all replicas.
 
         Returns:
-            The ids of those that start now.
+            Those that start now.
 
         """
-        slots = most - queries.count(connection, launches.c.state == "starting")
+        slots = most - queries.starting(connection)
         chosen = queries.next_in_line(connection, slots) if slots > 0 else []
-        for record in chosen:
-            self._change(connection, record, "starting", STARTING, owner=owner, started=time.time())
-        return {record.id for record in chosen}
+        begin: dict[str, Any] = {"owner": owner, "started": time.time()}
+        return [self._change(connection, record, "starting", STARTING, **begin) for record in chosen]
 
     async def queue_order(self) -> list[str]:
         """The ids of all that wait, in the order in which they will start, limits left aside."""
-
-        def work(connection: sa.Connection) -> list[str]:
-            ranked, order = queries.fair_order()
-            return list(connection.execute(sa.select(ranked.c.id).order_by(*order)).scalars())
-
-        return await self.database.read(work)
+        return await self.database.read(queries.in_order)
 
     async def place_of(self, launch: str) -> int:
         """The place of one that waits; 1 if it does not wait any more."""
-
-        def work(connection: sa.Connection) -> int:
-            ranked, order = queries.fair_order()
-            placed = sa.select(ranked.c.id, sa.func.row_number().over(order_by=order).label("place")).subquery()
-            place = connection.execute(sa.select(placed.c.place).where(placed.c.id == launch)).scalar()
-            return place or 1
-
-        return await self.database.read(work)
+        return await self.database.read(lambda connection: queries.place(connection, launch)) or 1
 
     async def held_by(self, launch: str) -> tuple[Limit, float] | None:
         """The limit that has no room for one that waits, and what is used of it."""
 
         def work(connection: sa.Connection) -> tuple[Limit, float] | None:
-            record = queries.one(connection, launches.c.id == launch)
+            record = queries.by_id(connection, launch)
             return queries.full_limit(connection, record) if record else None
 
         return await self.database.read(work)
@@ -236,8 +236,8 @@ class Store(LoggingConfigurable):
         """Keep an event of a launch that ``owner`` works on; None if it isn't theirs, or has enough events."""
 
         def work(connection: sa.Connection) -> LaunchEvent | None:
-            record = queries.one(connection, (launches.c.id == launch) & (launches.c.owner == owner))
-            if record is None or record.events >= self.max_events:
+            record = queries.by_id(connection, launch)
+            if record is None or record.owner != owner or record.events >= self.max_events:
                 return None
             return self._append(connection, launch, name, data)
 
@@ -269,7 +269,7 @@ class Store(LoggingConfigurable):
         free: dict[str, Any] = {"owner": None} if release else {}
 
         def work(connection: sa.Connection) -> LaunchRecord | None:
-            record = queries.one(connection, launches.c.id == launch)
+            record = queries.by_id(connection, launch)
             if record is None or (record.state in unless and record.state != to) or owner not in (None, record.owner):
                 return None
             if record.state == to:
@@ -286,26 +286,21 @@ class Store(LoggingConfigurable):
             values["due"] = None
         if to in FINAL:
             values |= {"ended": time.time(), "owner": None, "due": None, "env": None, "token": None}
-            connection.execute(keys.delete().where(keys.c.launch == record.id))
-        connection.execute(launches.update().where(launches.c.id == record.id).values(**values))
-        event = self._append(connection, record.id, to, data)
+            connection.execute(_FORGET_KEYS, {"of": record.id})
+        event = self._append(connection, record.id, to, data, **values)
         batch = [BATCH + record.batch] if record.batch else []
         self.database.notify(connection, MOVED if to == "starting" else QUEUE, *batch)
         changed = replace(record, events=event.number, **values)
         self.database.after(connection, partial(self._observed, changed))
         return changed
 
-    def _append(self, connection: sa.Connection, launch: str, name: str, data: dict[str, Any]) -> LaunchEvent:
-        number = (
-            connection.execute(
-                launches.update()
-                .where(launches.c.id == launch)
-                .values(events=launches.c.events + 1)
-                .returning(launches.c.events)
-            )
-        ).scalar_one()
+    def _append(
+        self, connection: sa.Connection, launch: str, name: str, data: dict[str, Any], **values: Any
+    ) -> LaunchEvent:
+        """Keep an event, and new values of the launch's columns."""
+        number = connection.execute(_ONE_MORE_EVENT, {"of": launch, **values}).scalar_one()
         event = LaunchEvent(number, time.time(), name, data)
-        connection.execute(events.insert().values(launch=launch, number=number, time=event.time, name=name, data=data))
+        connection.execute(events.insert(), {"launch": launch, **event._asdict()})
         self.database.notify(connection, launch)
         return event
 
@@ -313,8 +308,8 @@ class Store(LoggingConfigurable):
         """Put a launch that could not be started yet into the queue again, where it was."""
 
         def work(connection: sa.Connection) -> None:
-            record = queries.one(connection, (launches.c.id == launch) & (launches.c.owner == owner))
-            if record and record.state == "starting" and not record.stop_by:
+            record = queries.by_id(connection, launch)
+            if record and record.owner == owner and record.state == "starting" and not record.stop_by:
                 data = {"message": "JupyterHub is busy; waiting for its turn"}
                 self._change(connection, record, "queued", data, owner=None, started=None, due=record.wait_until)
 
@@ -338,7 +333,7 @@ class Store(LoggingConfigurable):
         """Note that somebody wants its end; one that waits has it at once. The launch as it is then."""
 
         def work(connection: sa.Connection) -> LaunchRecord | None:
-            record = queries.one(connection, launches.c.id == launch)
+            record = queries.by_id(connection, launch)
             if record is None or record.final:
                 return record
             if record.state == "queued":
@@ -366,13 +361,11 @@ class Store(LoggingConfigurable):
 
     async def get(self, launch: str) -> LaunchRecord | None:
         """A launch."""
-        return await self.database.read(lambda connection: queries.one(connection, launches.c.id == launch))
+        return await self.database.read(lambda connection: queries.by_id(connection, launch))
 
     async def active(self, username: str, server_name: str) -> LaunchRecord | None:
         """The launch that a server has, if any."""
-        return await self.database.read(
-            lambda connection: queries.one(connection, queries.of_server(username, server_name))
-        )
+        return await self.database.read(lambda connection: queries.of_server(connection, username, server_name))
 
     async def ready_launches(self) -> list[LaunchRecord]:
         """All whose servers run."""
@@ -394,11 +387,7 @@ class Store(LoggingConfigurable):
         """What happened to it, after the event with that number."""
 
         def work(connection: sa.Connection) -> list[LaunchEvent]:
-            query = sa.select(events.c.number, events.c.time, events.c.name, events.c.data)
-            rows = connection.execute(
-                query.where(events.c.launch == launch, events.c.number > after).order_by(events.c.number)
-            )
-            return [LaunchEvent(*row) for row in rows]
+            return [LaunchEvent(*row) for row in connection.execute(_EVENTS, {"of": launch, "after": after})]
 
         return await self.database.read(work)
 
@@ -413,7 +402,7 @@ class Store(LoggingConfigurable):
 
     async def starting(self) -> int:
         """How many launches are starting."""
-        return await self.database.read(lambda connection: queries.count(connection, launches.c.state == "starting"))
+        return await self.database.read(queries.starting)
 
     async def usage(self, of: set[str]) -> queries.Usage:
         """What starts and runs, by key: servers, cpu, memory, gpu."""

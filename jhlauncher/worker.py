@@ -10,6 +10,9 @@ import asyncio
 import contextlib
 import math
 import time
+from collections.abc import Callable
+from functools import partial
+from itertools import count
 from typing import Any
 
 import sqlalchemy as sa
@@ -49,6 +52,7 @@ class Worker(LoggingConfigurable):
         self.replica = new_id()
         self._works: dict[str, Work] = {}
         self._due = -math.inf  # when the next launch is due, as of the last round
+        self._look_at_all = True  # something may have been missed
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.superseded = asyncio.Event()
@@ -57,9 +61,9 @@ class Worker(LoggingConfigurable):
 
     async def start(self) -> None:
         """Take up what there is, and work from now on."""
-        self._store.database.on_change(self._changed, self._wake.set)
+        self._store.database.on_change(self._changed, self._look)
         await self._replicas.join(self.replica)
-        self._wake.set()
+        self._look()
         for run in (self._rounds, self._signs_of_life, self._forgetting):
             self._tasks.append(asyncio.create_task(run(), name=run.__name__.strip("_")))
 
@@ -82,6 +86,11 @@ class Worker(LoggingConfigurable):
             self._interrupt(topic.removeprefix(STOP))
             self._wake.set()
 
+    def _look(self) -> None:
+        """Have the next round look at all that this replica works on."""
+        self._look_at_all = True
+        self._wake.set()
+
     def _interrupt(self, launch: str) -> None:
         if launch in self._works:
             self._works[launch].interrupt()
@@ -92,11 +101,11 @@ class Worker(LoggingConfigurable):
             try:
                 await self._round()
             except StoreUnavailable:
-                self._wake.set()  # it has waited long enough already
+                self._look()  # it has waited long enough already
             except Exception:
                 self.log.exception("A round of the worker failed")
                 await asyncio.sleep(1)
-                self._wake.set()
+                self._look()
 
     async def _sleep_until_woken(self) -> None:
         seconds = min(max(0.0, self._due - time.time()), self._bound.rises_in)
@@ -108,23 +117,49 @@ class Worker(LoggingConfigurable):
     async def _round(self) -> None:
         if self._due <= time.time():
             await self._settle_due()
-        replica, hub_is_away, most = self.replica, self._outage.lasts, self._bound.rise()
-
-        def work(connection: sa.Connection) -> tuple[set[str], list[LaunchRecord], float]:
-            fresh: set[str] = set()
-            if not hub_is_away:
-                self._replicas.take_over(connection, replica)
-                fresh = self._store.claim(connection, replica, most)
-            # all, as an answer of the database may have been lost
-            return fresh, queries.owned(connection, replica), queries.next_due(connection)
-
+        replica, most = self.replica, None if self._outage.lasts else self._bound.rise()
+        look, self._look_at_all = self._look_at_all, False
+        if not look and most is not None:
+            to_do, self._due = await self._store.database.read(partial(queries.to_do, replica=replica, most=most))
+            if not to_do:
+                return
         known = set(self._works)  # before asking: what ends meanwhile may still be in the answer
-        fresh, records, self._due = await self._store.database.write(work, alone=True)
+        fresh, records, self._due = await self._store.database.write(self._taking(replica, most, look), alone=True)
         for record in records:
             if record.id not in known:
                 self._take_up(record, replica, resumed=record.id not in fresh)
             elif record.stop_by:  # in case that was not heard
                 self._interrupt(record.id)
+
+    def _taking(
+        self, replica: str, most: int | None, look: bool
+    ) -> Callable[[sa.Connection], tuple[set[str], list[LaunchRecord], float]]:
+        """The transaction that takes what is to be done.
+
+        Args:
+            replica: for whom.
+            most: how many may be starting then; None: the Hub is away, and nothing is taken.
+            look: at all that the replica has.
+
+        Returns:
+            What results in the ids of those that start now; those that were taken, or all; when the next one is due.
+
+        """
+        attempts = count()
+
+        def work(connection: sa.Connection) -> tuple[set[str], list[LaunchRecord], float]:
+            found: list[LaunchRecord] = []
+            fresh: list[LaunchRecord] = []
+            if most is not None:
+                found = self._replicas.take_over(connection, replica)
+                fresh = self._store.claim(connection, replica, most)
+            if look or next(attempts):  # the answer to what was done before may have been lost
+                found = queries.owned(connection, replica)
+            else:
+                found += fresh
+            return {record.id for record in fresh}, found, queries.next_due(connection)
+
+        return work
 
     def _take_up(self, record: LaunchRecord, replica: str, resumed: bool) -> None:
         work = self._works[record.id] = Work(record, replica, resumed)
@@ -178,7 +213,7 @@ class Worker(LoggingConfigurable):
                 pass  # the store has told it
             except Exception:
                 self.log.exception("Could not give a sign of life")
-            self._wake.set()  # somebody else may have died
+            self._look()  # somebody else may have died
 
     async def _forgetting(self) -> None:
         """Forget what ended long ago, bit by bit."""

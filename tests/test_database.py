@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from traitlets import TraitError
 
-from jhlauncher.database import CHANNEL, Database
-from jhlauncher.tables import metadata
-from tests.conftest import running_service
+from jhlauncher.database import CHANNEL, Database, Work
+from jhlauncher.tables import metadata, replicas
+from tests.conftest import running_service, until
 from tests.fake_hub import FakeHub
 from tests.postgres import Postgres
 
@@ -156,3 +158,43 @@ async def test_end_that_comes_together_with_a_notification(postgres: Postgres, s
         await asyncio.sleep(0)
     async with asyncio.timeout(10):
         await database.stop()
+
+
+async def behind_another(database: Database, works: list[Work[str]]) -> tuple[list[object], int]:
+    """What comes of works that have to wait for the same transaction, and how many commits they take."""
+    commits: list[object] = []
+    gate = threading.Event()
+    first = asyncio.create_task(database.write(lambda connection: gate.wait(20), alone=True))
+    others = [asyncio.create_task(database.write(work, alone=True)) for work in works]
+    await until(lambda: len(database._line) == len(works))
+    sa.event.listen(database._engine, "commit", commits.append)
+    gate.set()
+    assert await first
+    return await asyncio.gather(*others, return_exceptions=True), len(commits) - 1
+
+
+@pytest.mark.asyncio
+async def test_what_waits_is_done_in_one_transaction(database_url: str):
+    database = opened(database_url)
+    await database.start()
+    told = []
+
+    def work(number: int, connection: sa.Connection) -> str:
+        database.after(connection, lambda: told.append(number))
+        connection.execute(replicas.insert(), {"id": str(number), "alive_until": 0})
+        return f"done {number}"
+
+    def impossible(connection: sa.Connection) -> str:
+        connection.execute(replicas.insert(), {"id": "1", "alive_until": 0})
+        return "never"
+
+    works: list[Work[str]] = [partial(work, number) for number in range(10)]
+    assert await behind_another(database, works) == ([f"done {number}" for number in range(10)], 1)
+    assert told == list(range(10))
+    await database.write(lambda connection: connection.execute(replicas.delete()))
+    works.insert(5, impossible)
+    results, _ = await behind_another(database, works)
+    assert isinstance(results.pop(5), sa.exc.IntegrityError)
+    assert results == [f"done {number}" for number in range(10)], "the others are done all the same"
+    assert told == list(range(10)) * 2, "and nothing is told twice"
+    await database.stop()

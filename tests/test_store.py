@@ -61,8 +61,10 @@ async def added(store: Store, count: int, **values: Any) -> list[LaunchRecord]:
 
 async def claim(store: Store, owner: str, most: int) -> list[LaunchRecord]:
     def work(connection: sa.Connection) -> list[LaunchRecord]:
-        store.claim(connection, owner, most)
-        return queries.owned(connection, owner)
+        starting = store.claim(connection, owner, most)
+        mine = queries.owned(connection, owner)
+        assert all(launch in mine for launch in starting), "what it returns is what is kept"
+        return mine
 
     return await store.database.write(work, alone=True)
 
@@ -72,7 +74,13 @@ async def owned(store: Store, owner: str) -> list[LaunchRecord]:
 
 
 async def taken_over(replicas: Replicas, replica: str) -> list[str]:
-    return await replicas._database.write(lambda connection: replicas.take_over(connection, replica))
+    def work(connection: sa.Connection) -> list[str]:
+        left = queries.to_do(connection, replica=replica, most=9)[0]
+        taken = replicas.take_over(connection, replica)
+        assert left == bool(taken)
+        return [launch.id for launch in taken]
+
+    return await replicas._database.write(work, alone=True)
 
 
 async def test_what_is_kept_is_read_again(store: Store):
