@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hmac import compare_digest
 from typing import Any
 
-from traitlets import Float
+from traitlets import Float, Integer
 from traitlets.config import LoggingConfigurable
 
 from .errors import AnswerLost, HubRefused, InvalidRequest, LauncherError, LaunchFailed, NotFound, ServerConflict
@@ -25,6 +25,7 @@ from .models import LaunchSpec, ProgressEvent, parse
 from .progress import Progress, ReadyEvent
 from .records import name_of, title_of
 from .signing import OPTIONS_KEY, BadSignature, Signer
+from .turnstile import Turnstile
 
 Report = Callable[[ProgressEvent], Awaitable[None]]
 
@@ -59,12 +60,24 @@ class Starter(LoggingConfigurable):
     """Starts servers at the Hub."""
 
     progress_delay = Float(
-        0.2,
+        0.05,
         min=0,
         help="""Seconds that the Hub gets to answer a start before its progress is followed.
 
         This spares the event stream of a start that is refused or over at once.
         """,
+    ).tag(config=True)
+    requests_at_once = Integer(
+        3,
+        min=1,
+        help="""Starts that the Hub is asked for at a time; the next one when it has taken one up.
+
+        To take one up keeps the Hub's one thread busy for tens of milliseconds. Of many at once the last waits for all
+        anyway, and with it everybody whose server is just ready, or who is at the Hub's pages.
+        """,
+    ).tag(config=True)
+    request_patience = Float(
+        1, min=0.01, help="Seconds after which the next start is asked for, whatever has become of the one before."
     ).tag(config=True)
 
     def __init__(self, hub: Hub, progress: Progress, signer: Signer, **kwargs: Any) -> None:
@@ -72,6 +85,7 @@ class Starter(LoggingConfigurable):
         self._hub = hub
         self._progress = progress
         self._signer = signer
+        self._turnstile = Turnstile(self.requests_at_once, self.request_patience)
 
     async def start(self, launch: Launch, report: Report, *, resumed: bool = False) -> JsonObject:
         """Start the server and make sure of it; its ``url`` and ``full_url`` as in the Hub's model of it.
@@ -137,16 +151,24 @@ class Starter(LoggingConfigurable):
             The answer, None if it was lost, and the final event, None if there was none.
 
         """
+        taken_up = await self._turnstile.enter()
+
+        async def report_and_let_next_in(event: ProgressEvent) -> None:
+            taken_up()
+            await report(event)
+
         options = self._signer.sign(launch.id, launch.user, launch.server, launch.spec)
         post = asyncio.create_task(self._hub.start_server(launch.user, launch.server, {OPTIONS_KEY: options}))
         launch.request = post
-        follow = asyncio.create_task(self._follow_while_outstanding(post, launch, report))
+        follow = asyncio.create_task(self._follow_while_outstanding(post, launch, report_and_let_next_in))
         try:
             await asyncio.wait([post, follow], return_when=asyncio.FIRST_COMPLETED)
+            taken_up()
             # an acceptance leaves the rest to the events, anything else ends them
             await asyncio.wait([follow if not follow.done() and _is_accepted(post) else post])
             final = follow.result() if follow.done() else None
         finally:
+            taken_up()
             follow.cancel()
             await asyncio.wait([follow])
         try:

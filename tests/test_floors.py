@@ -14,7 +14,7 @@ PACKAGE = Path(jhlauncher.__file__).parent
 
 # from the ground up: a module imports what stands on lines above its own
 LINES = """
-_version environment errors sse bell ports queue tables migrations migrations.env migrations.versions
+_version environment errors sse bell turnstile ports queue tables migrations migrations.env migrations.versions
 migrations.versions.0001_launches
 models database transport
 records signing failures
