@@ -18,17 +18,42 @@ from .bell import Bell
 from .errors import NotFound, StoreUnavailable
 from .queue import Line, Pace, StartBound
 from .records import BatchEvent, LaunchEvent
-from .store import BATCH, MOVED, QUEUE, Store
+from .store import BATCH, MOVED, QUEUE, ROOM, Store
+
+_RECENT = 20
+"""Events that are at hand for those who are a little behind."""
 
 
 class _Listeners:
     """Those who listen to one launch."""
 
-    __slots__ = ("bell", "number")
+    __slots__ = ("bell", "latest", "number", "recent")
 
     def __init__(self) -> None:
         self.bell = Bell()
         self.number = 0
+        self.latest = 0
+        """The number of the latest event that we have heard of."""
+        self.recent: list[LaunchEvent] = []
+        """The latest of those that this process has kept."""
+
+    def heard(self, number: int) -> None:
+        """There is an event with this number."""
+        if number > self.latest:
+            self.latest = number
+            self.bell.ring()
+
+    def kept(self, event: LaunchEvent) -> None:
+        """This process has kept an event."""
+        self.recent = [*self.recent[-_RECENT:], event]
+        self.heard(event.number)
+
+    def news(self, after: int) -> list[LaunchEvent] | None:
+        """The events after that number, None if one must look."""
+        if self.latest <= after:
+            return []
+        news = [event for event in self.recent if event.number > after]
+        return news if news and (news[0].number, news[-1].number) == (after + 1, self.latest) else None
 
 
 class Feed(LoggingConfigurable):
@@ -49,7 +74,9 @@ class Feed(LoggingConfigurable):
         self._hindrance = ""
         self._queue_changed = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
-        store.database.on_change(self._changed, self._all_changed)
+        self._missed = 0  # how often something may have been missed
+        store.database.on_change(self._changed, self._look_again)
+        store.event_observers.append(self._kept_here)
 
     async def start(self) -> None:
         """Look at the queue whenever it changes."""
@@ -76,10 +103,13 @@ class Feed(LoggingConfigurable):
         listeners = self._listeners.setdefault(launch, _Listeners())
         listeners.number += 1
         passing: tuple[int, str] | None = None
+        missed = -1
         try:
             while True:
                 rung = listeners.bell.listen()
-                for event in await self._kept(launch, after):
+                news = listeners.news(after) if missed == self._missed else None
+                missed = self._missed
+                for event in await self._kept(launch, after) if news is None else news:
                     yield event
                     after, waits = event.number, event.name == "queued"
                     if event.final:
@@ -152,10 +182,22 @@ class Feed(LoggingConfigurable):
     # -- what wakes
 
     def _changed(self, topic: str) -> None:
-        if topic in (QUEUE, MOVED):
+        if topic in (QUEUE, ROOM, MOVED):
             self._queue_changed.set()
         elif topic in self._listeners:
             self._listeners[topic].bell.ring()
+        else:
+            launch, _, number = topic.partition(" ")
+            if launch in self._listeners:
+                self._listeners[launch].heard(int(number))
+
+    def _kept_here(self, launch: str, event: LaunchEvent) -> None:
+        if launch in self._listeners:
+            self._listeners[launch].kept(event)
+
+    def _look_again(self) -> None:
+        self._missed += 1
+        self._all_changed()
 
     def _all_changed(self) -> None:
         self._queue_changed.set()

@@ -26,7 +26,7 @@ from .errors import (
     StoreUnavailable,
 )
 from .feed import Feed
-from .hub import Hub
+from .hub import Hub, JsonObject
 from .models import LaunchSpec, ProgressEvent
 from .outage import AWAY, Outage
 from .queue import Pace, StartBound
@@ -60,6 +60,10 @@ class Work:
         """Why it has failed."""
         self.reached = -1
         """Per cent of the latest event."""
+        self.untold: list[JsonObject] = []
+        """Progress that is to be kept."""
+        self.telling: asyncio.Task[None] | None = None
+        """Keeps it."""
         self.said = ""
         self.phase = ""
         self.since = 0.0
@@ -119,13 +123,14 @@ class Lifecycle(LoggingConfigurable):
         signer.seal("", "token")  # the first time is slow
 
     async def run(self, work: Work) -> None:
-        """Work on a launch, and leave no request behind."""
+        """Work on a launch, and leave nothing behind."""
         try:
             await self._go_on(work)
         finally:
-            if work.launch.request:
-                work.launch.request.cancel()
-                await asyncio.gather(work.launch.request, return_exceptions=True)
+            tasks = [task for task in (work.launch.request, work.telling) if task]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _go_on(self, work: Work) -> None:
         """Bring a launch to where nothing is to be done, whatever is away meanwhile."""
@@ -196,8 +201,7 @@ class Lifecycle(LoggingConfigurable):
             raise LaunchFailed(text, reason="timeout") from None
         self._pace.add(time.monotonic() - begun)
         self._enter(work, "")
-        await self._persist(lambda: self._ready(work, server["url"], server.get("full_url"), token, expires))
-        return None
+        return await self._ready(work, server["url"], server.get("full_url"), token, expires)
 
     def _with_env(self, record: LaunchRecord) -> LaunchSpec:
         try:
@@ -210,6 +214,7 @@ class Lifecycle(LoggingConfigurable):
         """Back into the queue, where it was, until the Hub takes more."""
         under_way = await self._persist(self._store.starting) - 1
         delay = self._bound.throttled(under_way, busy.retry_after)
+        await self._told(work)
         await self._persist(lambda: self._store.give_back(work.replica, work.record.id))
         self.log.info("JupyterHub takes no more than %i starts now (%s)", under_way, busy.message)
         if not under_way:
@@ -220,11 +225,10 @@ class Lifecycle(LoggingConfigurable):
         due = None
         if record.lifetime:
             due = now + record.lifetime - min(self.lifetime_warning, record.lifetime / 10)
-        done = await self._store.change(
-            record.id,
+        done = await self._change(
+            work,
             "ready",
             {"message": "The server is ready", "path": path},
-            owner=work.replica,
             path=path,
             full_url=full_url,
             token=self._signer.seal(token, "token"),
@@ -244,7 +248,7 @@ class Lifecycle(LoggingConfigurable):
             await self._clean_up(work)
         state: State = "cancelled" if error.reason == "cancelled" else "failed"
         body = error.as_dict()
-        await self._persist(lambda: self._store.change(work.record.id, state, body, owner=work.replica, error=body))
+        await self._change(work, state, body, error=body)
         self._feed.hinder("")
 
     async def _cancel(self, work: Work) -> None:
@@ -253,10 +257,7 @@ class Lifecycle(LoggingConfigurable):
         record = await self._persist(lambda: self._store.get(work.record.id))
         by = record.stop_by if record else None
         error = cancelled(work.launch).as_dict()
-        data = {**error, "by": by}
-        await self._persist(
-            lambda: self._store.change(work.record.id, "cancelled", data, owner=work.replica, error=error)
-        )
+        await self._change(work, "cancelled", {**error, "by": by}, error=error)
 
     async def _end(self, work: Work) -> None:
         """Stop the server of a launch."""
@@ -269,7 +270,7 @@ class Lifecycle(LoggingConfigurable):
         over = record.stop_by == LIFETIME
         data = {"message": "Its time was over" if over else "It was stopped", "by": record.stop_by}
         state: State = "expired" if over else "stopped"
-        await self._persist(lambda: self._store.change(record.id, state, data, owner=work.replica))
+        await self._change(work, state, data)
 
     async def _clean_up(self, work: Work) -> None:
         """Stop what a launch has left, unless it is another's; however long that takes."""
@@ -309,7 +310,28 @@ class Lifecycle(LoggingConfigurable):
             return
         work.reached, work.said = event.progress, event.message
         self._enter(work, event.phase)
-        await self._persist(lambda: self._store.append(work.replica, work.record.id, "progress", event.model_dump()))
+        work.untold.append(event.model_dump())
+        if work.telling is None or work.telling.done():
+            work.telling = asyncio.create_task(self._keep(work), name=f"events of {work.record.id}")
+
+    async def _keep(self, work: Work) -> None:
+        """Keep what is to be told; what comes together is one change."""
+        while work.untold:
+            told, work.untold = work.untold, []
+            try:
+                await self._persist(partial(self._store.append, work.replica, work.record.id, "progress", *told))
+            except Exception:
+                self.log.exception("Launch %s: progress that could not be kept", work.record.id)
+
+    async def _told(self, work: Work) -> None:
+        """Return when all is kept that is to be told before something else."""
+        if work.telling:
+            await asyncio.wait([work.telling])
+
+    async def _change(self, work: Work, to: State, data: JsonObject, **values: Any) -> LaunchRecord | None:
+        """Bring the launch into another state."""
+        await self._told(work)
+        return await self._persist(lambda: self._store.change(work.record.id, to, data, owner=work.replica, **values))
 
     def _enter(self, work: Work, phase: str) -> None:
         """Measure how long a start is in each of its phases."""
@@ -342,4 +364,5 @@ class Lifecycle(LoggingConfigurable):
     async def _let_go(self, work: Work, error: LauncherError) -> None:
         """Leave a launch to others, or to better times: the Hub has refused what it needs."""
         self.log.error("Launch %s waits: %s", work.record.id, error.message)
+        await self._told(work)
         await self._persist(lambda: self._store.let_go(work.replica, work.record.id))

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from itertools import starmap
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
@@ -242,27 +242,36 @@ LEFT_BEHIND = (_c.owner.is_(None) | _c.owner.not_in(sa.select(replicas.c.id).whe
     (_c.state == "starting") | ((_c.state == "ready") & _c.stop_by.is_not(None))
 )
 """Condition: launches about which something is to be done, and no replica does."""
-_DUE = sa.select(sa.func.min(_c.due))
+_WAITS = sa.exists().where(_c.state == "queued")
+_DUE = sa.select(sa.func.min(_c.due)).scalar_subquery()
+_OUTLOOK = sa.select(_WAITS, _DUE)
 _TO_DO = sa.select(
-    (sa.exists().where(_c.state == "queued") & (_STARTING.scalar_subquery() < sa.bindparam("most")))
-    | sa.exists().where(LEFT_BEHIND),
-    _DUE.scalar_subquery(),
+    (_WAITS & (_STARTING.scalar_subquery() < sa.bindparam("most"))) | sa.exists().where(LEFT_BEHIND), _WAITS, _DUE
 )
 
 
-def to_do(connection: sa.Connection, *, replica: str, most: int) -> tuple[bool, float]:
-    """Whether there is something for a replica to take, if ``most`` may be starting; when the next launch is due.
+class Outlook(NamedTuple):
+    """What is to be expected without news."""
+
+    waits: bool
+    """Whether launches are queued."""
+    due: float
+    """When the next launch is due, in seconds since 1970; infinite if none is."""
+
+
+def outlook(connection: sa.Connection) -> Outlook:
+    """What is to be expected."""
+    waits, due = connection.execute(_OUTLOOK).one()
+    return Outlook(bool(waits), math.inf if due is None else due)
+
+
+def to_do(connection: sa.Connection, *, replica: str, most: int) -> tuple[bool, Outlook]:
+    """Whether there is something for a replica to take, if ``most`` may be starting, and what is to be expected.
 
     A cheap look, which makes nobody wait.
     """
-    found, due = connection.execute(_TO_DO, {"replica": replica, "most": most}).one()
-    return bool(found), math.inf if due is None else due
-
-
-def next_due(connection: sa.Connection) -> float:
-    """When the next launch is due; infinite if none is."""
-    due: float | None = connection.execute(_DUE).scalar()
-    return math.inf if due is None else due
+    found, waits, due = connection.execute(_TO_DO, {"replica": replica, "most": most}).one()
+    return bool(found), Outlook(bool(waits), math.inf if due is None else due)
 
 
 _BY_ID = sa.select(launches).where(_c.id == sa.bindparam("launch"))

@@ -27,7 +27,9 @@ from .records import ACTIVE, FINAL, LaunchEvent, LaunchRecord, Limit, State, tit
 from .tables import batches, events, keys, launches
 
 QUEUE = "queue"
-"""The topic of changes that may let another launch start."""
+"""The topic of changes about which some replica has something to do, now or when it is due."""
+ROOM = "room"
+"""The topic of those that may let a launch start that waits."""
 MOVED = "moved"
 """The topic of those that let one: the others have moved up."""
 
@@ -39,6 +41,7 @@ KEY_REUSED = "This Idempotency-Key was sent with another request before. Take a 
 STARTING = {"message": "It is its turn"}
 _SLICE = 500
 """Launches that are forgotten in one transaction, which others wait for."""
+# of an event, the topic is the launch's id and the event's number
 Added = list[tuple[LaunchRecord, bool] | LauncherError]
 """For each launch: as it is kept, and whether it is new; or why it is not."""
 
@@ -81,10 +84,16 @@ class Store(LoggingConfigurable):
         self.database = database
         self.observers: list[Callable[[LaunchRecord], None]] = []
         """Called with each launch that this process has brought into a new state."""
+        self.event_observers: list[Callable[[str, LaunchEvent], None]] = []
+        """Called with a launch's id and its event, of those that this process has kept."""
 
     def _observed(self, record: LaunchRecord) -> None:
         for observer in self.observers:
             observer(record)
+
+    def _appended(self, launch: str, event: LaunchEvent) -> None:
+        for observer in self.event_observers:
+            observer(launch, event)
 
     # -- accepting
 
@@ -232,14 +241,15 @@ class Store(LoggingConfigurable):
 
     # -- what happens to a launch
 
-    async def append(self, owner: str, launch: str, name: str, data: dict[str, Any]) -> LaunchEvent | None:
-        """Keep an event of a launch that ``owner`` works on; None if it isn't theirs, or has enough events."""
+    async def append(self, owner: str, launch: str, name: str, *data: dict[str, Any]) -> list[LaunchEvent]:
+        """Keep events of a launch that ``owner`` works on; none if it isn't theirs, as many as it may still have."""
 
-        def work(connection: sa.Connection) -> LaunchEvent | None:
+        def work(connection: sa.Connection) -> list[LaunchEvent]:
             record = queries.by_id(connection, launch)
-            if record is None or record.owner != owner or record.events >= self.max_events:
-                return None
-            return self._append(connection, launch, name, data)
+            if record is None or record.owner != owner:
+                return []
+            room = max(0, self.max_events - record.events)
+            return [self._append(connection, launch, name, each) for each in data[:room]]
 
         return await self.database.write(work)
 
@@ -289,7 +299,7 @@ class Store(LoggingConfigurable):
             connection.execute(_FORGET_KEYS, {"of": record.id})
         event = self._append(connection, record.id, to, data, **values)
         batch = [BATCH + record.batch] if record.batch else []
-        self.database.notify(connection, MOVED if to == "starting" else QUEUE, *batch)
+        self.database.notify(connection, _topic(to, values.get("due")), *batch)
         changed = replace(record, events=event.number, **values)
         self.database.after(connection, partial(self._observed, changed))
         return changed
@@ -301,7 +311,8 @@ class Store(LoggingConfigurable):
         number = connection.execute(_ONE_MORE_EVENT, {"of": launch, **values}).scalar_one()
         event = LaunchEvent(number, time.time(), name, data)
         connection.execute(events.insert(), {"launch": launch, **event._asdict()})
-        self.database.notify(connection, launch)
+        self.database.after(connection, partial(self._appended, launch, event))
+        self.database.notify(connection, f"{launch} {number}")
         return event
 
     async def give_back(self, owner: str, launch: str) -> None:
@@ -326,6 +337,7 @@ class Store(LoggingConfigurable):
     async def _set(self, launch: str, where: sa.ColumnElement[bool], **values: Any) -> None:
         def work(connection: sa.Connection) -> None:
             connection.execute(launches.update().where(launches.c.id == launch, where).values(**values))
+            self.database.notify(connection, QUEUE)
 
         await self.database.write(work)
 
@@ -428,6 +440,13 @@ class Store(LoggingConfigurable):
             return False
 
         return await self.database.write(work)
+
+
+def _topic(to: State, due: float | None) -> str:
+    """Whom it concerns that a launch came into this state."""
+    if to == "starting":
+        return MOVED
+    return QUEUE if to == "queued" or due else ROOM
 
 
 def no_room(limit: Limit, used: queries.Usage) -> LimitReached:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from traitlets.config import LoggingConfigurable
@@ -25,10 +25,22 @@ from .outage import Outage
 from .queue import StartBound
 from .records import FINAL, LaunchRecord, name_of, new_id
 from .replicas import Replicas
-from .store import QUEUE, STOP, Store
+from .store import QUEUE, ROOM, STOP, Store
 
 _FORGET_INTERVAL = 3600
 """Seconds."""
+
+
+class _Taken(NamedTuple):
+    """What a round has found."""
+
+    starting: list[LaunchRecord]
+    """Those whose turn it is."""
+    left: list[LaunchRecord]
+    """Those that nobody worked on."""
+    ours: list[LaunchRecord]
+    """All that this replica has, if it was looked for."""
+    outlook: queries.Outlook
 
 
 class Worker(LoggingConfigurable):
@@ -51,7 +63,7 @@ class Worker(LoggingConfigurable):
         self._outage = outage
         self.replica = new_id()
         self._works: dict[str, Work] = {}
-        self._due = -math.inf  # when the next launch is due, as of the last round
+        self._outlook = queries.Outlook(waits=True, due=-math.inf)  # as of the last round
         self._look_at_all = True  # something may have been missed
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -80,7 +92,7 @@ class Worker(LoggingConfigurable):
     # -- rounds
 
     def _changed(self, topic: str) -> None:
-        if topic == QUEUE:
+        if topic == QUEUE or (topic == ROOM and self._outlook.waits):
             self._wake.set()
         elif topic.startswith(STOP):
             self._interrupt(topic.removeprefix(STOP))
@@ -108,32 +120,36 @@ class Worker(LoggingConfigurable):
                 self._look()
 
     async def _sleep_until_woken(self) -> None:
-        seconds = min(max(0.0, self._due - time.time()), self._bound.rises_in)
+        seconds = min(max(0.0, self._outlook.due - time.time()), self._bound.rises_in)
         with contextlib.suppress(TimeoutError):  # asyncio.wait_for might swallow a cancellation (Python 3.11)
             async with asyncio.timeout(None if seconds == math.inf else seconds):
                 await self._wake.wait()
         self._wake.clear()
 
     async def _round(self) -> None:
-        if self._due <= time.time():
+        if self._outlook.due <= time.time():
             await self._settle_due()
         replica, most = self.replica, None if self._outage.lasts else self._bound.rise()
         look, self._look_at_all = self._look_at_all, False
         if not look and most is not None:
-            to_do, self._due = await self._store.database.read(partial(queries.to_do, replica=replica, most=most))
+            to_do, self._outlook = await self._store.database.read(partial(queries.to_do, replica=replica, most=most))
             if not to_do:
                 return
         known = set(self._works)  # before asking: what ends meanwhile may still be in the answer
-        fresh, records, self._due = await self._store.database.write(self._taking(replica, most, look), alone=True)
-        for record in records:
-            if record.id not in known:
-                self._take_up(record, replica, resumed=record.id not in fresh)
+        taken = await self._store.database.write(self._taking(replica, most, look), alone=True)
+        self._outlook = taken.outlook
+        for record in taken.starting + taken.left:
+            if record.id in self._works:  # given back or let go just now; its task is about to end
+                self._look_at_all = True
+            else:
+                self._take_up(record, replica, resumed=record in taken.left)
+        for record in taken.ours:
+            if record.id not in known and record.id not in self._works:
+                self._take_up(record, replica, resumed=True)
             elif record.stop_by:  # in case that was not heard
                 self._interrupt(record.id)
 
-    def _taking(
-        self, replica: str, most: int | None, look: bool
-    ) -> Callable[[sa.Connection], tuple[set[str], list[LaunchRecord], float]]:
+    def _taking(self, replica: str, most: int | None, look: bool) -> Callable[[sa.Connection], _Taken]:
         """The transaction that takes what is to be done.
 
         Args:
@@ -141,23 +157,17 @@ class Worker(LoggingConfigurable):
             most: how many may be starting then; None: the Hub is away, and nothing is taken.
             look: at all that the replica has.
 
-        Returns:
-            What results in the ids of those that start now; those that were taken, or all; when the next one is due.
-
         """
         attempts = count()
 
-        def work(connection: sa.Connection) -> tuple[set[str], list[LaunchRecord], float]:
-            found: list[LaunchRecord] = []
-            fresh: list[LaunchRecord] = []
+        def work(connection: sa.Connection) -> _Taken:
+            left = starting = ours = []
             if most is not None:
-                found = self._replicas.take_over(connection, replica)
-                fresh = self._store.claim(connection, replica, most)
-            if look or next(attempts):  # the answer to what was done before may have been lost
-                found = queries.owned(connection, replica)
-            else:
-                found += fresh
-            return {record.id for record in fresh}, found, queries.next_due(connection)
+                left = self._replicas.take_over(connection, replica)
+                starting = self._store.claim(connection, replica, most)
+            if next(attempts) or look:  # what the transaction did that was lost, is not known either
+                ours = queries.owned(connection, replica)
+            return _Taken(starting, left, ours, queries.outlook(connection))
 
         return work
 
@@ -170,7 +180,7 @@ class Worker(LoggingConfigurable):
         self._works.pop(launch, None)
         if not task.cancelled() and task.exception():  # the next sign of life takes it up again
             self.log.error("Launch %s: a bug", launch, exc_info=task.exception())
-        else:
+        elif self._look_at_all:
             self._wake.set()
 
     async def _settle_due(self) -> None:

@@ -130,6 +130,33 @@ async def test_progress_is_told_as_it_happens(service: Service):
     assert ready["token"]
 
 
+async def test_what_this_process_keeps_is_told_without_reading_it_again(service: Service):
+    store, reads = service.app.parts.store, 0
+    read = store.events_of
+
+    async def counted(launch: str, after: int = 0) -> Any:
+        nonlocal reads
+        reads += 1
+        return await read(launch, after)
+
+    store.events_of = counted
+    service.hub.auto_finish = False
+    launch = await accepted(service)
+    progress = []
+    async with aclosing(events(service, launch)) as stream:
+        async for event in stream:
+            if event.name == "progress":
+                progress.append(json.loads(event.data)["progress"])
+                if progress[-1] < 90:
+                    service.hub.servers["alice", ""].emit(progress[-1] + 10, f"step {len(progress)}")
+                else:
+                    service.hub.servers["alice", ""].finish()
+            if event.name == "ready":
+                break
+    assert progress == [*range(0, 100, 10)]
+    assert reads <= 3, "the first look, and perhaps for what was kept while it lasted"
+
+
 async def test_failure_is_told(service: Service):
     service.hub.auto_finish = False
     launch = await accepted(service)
