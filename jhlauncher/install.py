@@ -54,14 +54,14 @@ def install_launcher(
         name: the service's name; it answers at /services/NAME/.
         url: where an external launcher service listens; without it, the Hub starts and manages one on a free port of
             127.0.0.1.
-        api_token: the service's token; required with ``url``, kept in ``secret_file`` otherwise.
-        signing_key: the secret shared by service and spawner; derived from ``api_token`` otherwise.
+        api_token: the service's token; required with ``url``. A managed service gets one from the Hub.
+        signing_key: the secret shared by service and spawner; derived from ``api_token`` or ``secret_file`` otherwise.
         images: what ordinary users may launch by the default policy (see `Policy.images`). Managed service only.
         server_state: let the service read the spawners' state, for the ``state`` of ``GET containers``.
         config_file: configuration of the managed service.
-        secret_file: where the managed service's token is kept, from which the signing key derives: what was launched
-            before a restart of the Hub must be recognised after it. Made, for its owner's eyes only, if there is none.
-            None: a new one at every start of the Hub.
+        secret_file: where the secret is kept from which the signing key derives, if neither is given: what was
+            launched before a restart of the Hub must be recognised after it. Made, for its owner's eyes only, if there
+            is none. None: a new one at every start of the Hub.
 
     Raises:
         ValueError: the arguments contradict each other.
@@ -83,21 +83,21 @@ def install_launcher(
         raise ValueError(f"install_launcher: images= is a list, for example [{images!r}]")
     if engine is not None:
         _check_installed(engine)
-    token = api_token or (_kept_secret(Path(secret_file)) if secret_file else secrets.token_hex(32))
-    key = signing_key or derive_key(token)
+    key = signing_key or derive_key(api_token or _secret(secret_file))
     c.JupyterHub.spawner_class = _mixed(spawner_class) if spawner_class else ENGINES[engine or ""]
     c.LauncherSpawnerMixin.signing_key = key
     c.LauncherSpawnerMixin.launcher_path = f"/services/{name}/"
 
     service: dict[str, Any] = {
         "name": name,
-        "api_token": token,
         "url": url or f"http://127.0.0.1:{free_port(SERVICES)}",
         "display": False,  # nothing there for a person yet
     }
     if urlsplit(service["url"]).port is None:
         raise ValueError("install_launcher: url= needs a port, as JupyterHub demands")
     c.LauncherSpawnerMixin.launcher_url = service["url"]
+    if api_token:  # of a managed service's own, the Hub makes one, which costs it less to check than what it was given
+        service["api_token"] = api_token
     if not url:
         service["command"] = [sys.executable, "-m", "jhlauncher"]
         if config_file:
@@ -118,6 +118,10 @@ def install_launcher(
     c["JupyterHub"] = _section(c.JupyterHub, service, role)
 
 
+def _secret(file: str | None) -> str:
+    return _kept_secret(Path(file)) if file else secrets.token_hex(32)
+
+
 def _kept_secret(path: Path) -> str:
     """The secret in a file, which is made if there is none, as JupyterHub does with its cookie secret.
 
@@ -133,7 +137,7 @@ def _kept_secret(path: Path) -> str:
         secret = path.read_text(encoding="ascii").strip()
     except OSError as error:
         raise ValueError(
-            f"install_launcher: the secret can't be kept in {path} ({error.strerror}); give api_token=, "
+            f"install_launcher: the secret can't be kept in {path} ({error.strerror}); give signing_key=, "
             "another secret_file=, or secret_file=None for a new secret at every start"
         ) from None
     if len(secret) < MIN_KEY_LENGTH:

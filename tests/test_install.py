@@ -110,17 +110,18 @@ def test_managed_service(tmp_path: Path):
     assert service["url"].startswith("http://127.0.0.1:")
     assert hub.spawner_class is LauncherLocalSpawner
     key = hub.config.LauncherSpawnerMixin.signing_key
-    assert key == derive_key(service["api_token"]) == service["environment"]["JHLAUNCHER_SIGNING_KEY"]
+    assert key == derive_key(Path("jhlauncher_secret").read_text()) == service["environment"]["JHLAUNCHER_SIGNING_KEY"]
+    assert "api_token" not in service, "the Hub makes one, which it checks in no time"
     assert hub.config.LauncherSpawnerMixin.launcher_url == service["url"]
 
 
 def test_secret_outlives_the_hub(tmp_path: Path):
     """What was launched before a restart must be recognised after it."""
-    first, again = (services(read(tmp_path, INSTALL))["launcher"]["api_token"] for _ in range(2))
+    first, again = (read(tmp_path, INSTALL).config.LauncherSpawnerMixin.signing_key for _ in range(2))
     assert first == again
     assert Path("jhlauncher_secret").stat().st_mode & 0o777 == 0o600
     unkept = INSTALL.replace('engine="local"', 'engine="local", secret_file=None')
-    first, again = (services(read(tmp_path, unkept))["launcher"]["api_token"] for _ in range(2))
+    first, again = (read(tmp_path, unkept).config.LauncherSpawnerMixin.signing_key for _ in range(2))
     assert first != again
 
 
