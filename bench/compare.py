@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import tempfile
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
@@ -110,9 +111,13 @@ async def idle(hub: Measured, results: Results) -> None:
 async def measure(engine: str, rounds: int, seconds: float, loads: list[Load], kinds: list[type[Client]]) -> Results:
     what = f"of a Hub whose servers take {seconds:g} s" if engine == "fixed" else f"on {engine} with real servers"
     results = Results(f"The launcher beside other clients {what}")
-    with tempfile.TemporaryDirectory() as folder, measured(engine, Path(folder), seconds) as hub:
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        hub = stack.enter_context(measured(engine, Path(folder), seconds))
         await idle(hub, results)
         clients = [kind(hub.hub.url, hub.hub.admin_token, hub.image) for kind in kinds]
+        for client in clients:
+            stack.push_async_callback(client.close)
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("rounds", total=rounds * (len(loads) * len(clients) + 1))
             await run(hub, clients[0], "warm", loads[-1])
@@ -129,8 +134,6 @@ async def measure(engine: str, rounds: int, seconds: float, loads: list[Load], k
                 await status_gets(hub, clients[-1], results, number)
                 progress.advance(task)
         results.memory.append(hub.memory())
-        for client in clients:
-            await client.close()
     return results
 
 

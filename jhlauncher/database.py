@@ -35,7 +35,7 @@ from .errors import StoreUnavailable
 
 Result = TypeVar("Result")
 Work = Callable[[sa.Connection], Result]
-_Turn = tuple[Work[Any], "asyncio.Future[Any]"]
+_Waiting = tuple[Work[Any], "asyncio.Future[Any]"]
 """What somebody waits to have done, and what came of it."""
 
 CHANNEL = "jhlauncher"
@@ -76,7 +76,7 @@ class Database(LoggingConfigurable):
         self._running: set[asyncio.Future[Any]] = set()
         self._listening: asyncio.Task[None] | None = None
         self._writing = asyncio.Lock()
-        self._line: list[_Turn] = []  # what waits for it
+        self._line: list[_Waiting] = []  # what waits for it
 
     def validate_settings(self) -> None:
         """Refuse a URL that can't work.
@@ -272,27 +272,27 @@ class Database(LoggingConfigurable):
 
     async def _in_turn(self, work: Work[Result]) -> Result:
         """The result of ``work``, in a transaction with what else had to wait for the one before: commits are dear."""
-        mine: _Turn = work, asyncio.get_running_loop().create_future()
+        mine: _Waiting = work, asyncio.get_running_loop().create_future()
         self._line.append(mine)
-        async with self._writing:
+        async with self._writing:  # first come, first served: who enters was done with another, or heads the line
             if not mine[1].done():
                 together, self._line = self._line[:_TOGETHER], self._line[_TOGETHER:]
-                await self._take_turns(together)
+                await self._do_together(together)
         result: Result = await mine[1]
         return result
 
-    async def _take_turns(self, turns: list[_Turn]) -> None:
+    async def _do_together(self, waiting: list[_Waiting]) -> None:
         try:
-            results = await self._transaction([work for work, _ in turns], alone=True)
+            results = await self._transaction([work for work, _ in waiting], alone=True)
         except Exception as error:
-            if len(turns) > 1 and not _is_passing(error):  # one of them can't be done, which is its own affair
-                for turn in turns:
-                    await self._take_turns([turn])
+            if len(waiting) > 1 and not _is_passing(error):  # one of them can't be done, which is its own affair
+                for each in waiting:
+                    await self._do_together([each])
                 return
-            for _, outcome in turns:
+            for _, outcome in waiting:
                 outcome.set_exception(error)
         else:
-            for (_, outcome), result in zip(turns, results, strict=True):
+            for (_, outcome), result in zip(waiting, results, strict=True):
                 outcome.set_result(result)
 
     async def _transaction(self, works: list[Work[Any]], *, alone: bool = False) -> list[Any]:

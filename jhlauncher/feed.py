@@ -53,7 +53,8 @@ class _Listeners:
         if self.latest <= after:
             return []
         news = [event for event in self.recent if event.number > after]
-        return news if news and (news[0].number, news[-1].number) == (after + 1, self.latest) else None
+        complete = [event.number for event in news] == list(range(after + 1, self.latest + 1))
+        return news if complete else None
 
 
 class Feed(LoggingConfigurable):

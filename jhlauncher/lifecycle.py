@@ -60,8 +60,8 @@ class Work:
         """Why it has failed."""
         self.reached = -1
         """Per cent of the latest event."""
-        self.untold: list[JsonObject] = []
-        """Progress that is to be kept."""
+        self.untold: list[tuple[float, JsonObject]] = []
+        """Progress that is to be kept, and when it was made."""
         self.telling: asyncio.Task[None] | None = None
         """Keeps it."""
         self.said = ""
@@ -310,7 +310,7 @@ class Lifecycle(LoggingConfigurable):
             return
         work.reached, work.said = event.progress, event.message
         self._enter(work, event.phase)
-        work.untold.append(event.model_dump())
+        work.untold.append((time.time(), event.model_dump()))
         if work.telling is None or work.telling.done():
             work.telling = asyncio.create_task(self._keep(work), name=f"events of {work.record.id}")
 
@@ -319,7 +319,7 @@ class Lifecycle(LoggingConfigurable):
         while work.untold:
             told, work.untold = work.untold, []
             try:
-                await self._persist(partial(self._store.append, work.replica, work.record.id, "progress", *told))
+                await self._persist(partial(self._store.append, work.replica, work.record.id, *told))
             except Exception:
                 self.log.exception("Launch %s: progress that could not be kept", work.record.id)
 

@@ -156,8 +156,9 @@ class _Stream:
         """The event for our listeners, or None for one that they had: a new connection begins from the beginning."""
         if not isinstance(raw, dict):
             return None
-        if "up" in raw:
-            self._up = _up(raw["up"])
+        up = _up(raw.get("up"))
+        if up:
+            self._up = up
             return None
         reached = self._latest.progress if self._latest else -1
         phase = _phase(raw)

@@ -55,19 +55,19 @@ def _fair_order() -> tuple[sa.Subquery, list[sa.ColumnElement[Any]]]:
     """
     waiting = (
         sa.select(
-            launches.c.id,
-            launches.c.seq,
-            launches.c.share,
-            launches.c.weight,
-            sa.func.row_number().over(partition_by=launches.c.share, order_by=launches.c.seq).label("place"),
+            _c.id,
+            _c.seq,
+            _c.share,
+            _c.weight,
+            sa.func.row_number().over(partition_by=_c.share, order_by=_c.seq).label("place"),
         )
-        .where(launches.c.state == "queued")
+        .where(_c.state == "queued")
         .subquery("waiting")
     )
     busy = (
-        sa.select(launches.c.share, sa.func.count().label("number"))
-        .where(launches.c.state == "starting")
-        .group_by(launches.c.share)
+        sa.select(_c.share, sa.func.count().label("number"))
+        .where(_c.state == "starting")
+        .group_by(_c.share)
         .subquery("busy")
     )
     turn = (sa.func.coalesce(busy.c.number, 0) + waiting.c.place) / waiting.c.weight
@@ -141,10 +141,8 @@ def _add_usage(connection: sa.Connection, used: Usage, launch: str, needs: Needs
 
 def place_of_another(connection: sa.Connection, share: str, weight: float) -> int:
     """The place in the queue that another launch of this share would have."""
-    count = sa.select(launches.c.share, launches.c.state, sa.func.count(), sa.func.max(launches.c.weight))
-    rows = connection.execute(
-        count.where(launches.c.state.in_(("queued", "starting"))).group_by(launches.c.share, launches.c.state)
-    )
+    count = sa.select(_c.share, _c.state, sa.func.count(), sa.func.max(_c.weight))
+    rows = connection.execute(count.where(_c.state.in_(("queued", "starting"))).group_by(_c.share, _c.state))
     waiting: dict[str, tuple[int, float]] = {}
     busy: dict[str, int] = {}
     for name, state, number, most in rows:
@@ -163,12 +161,12 @@ _USAGE = (
     sa.select(
         keys.c.key,
         sa.func.count(),
-        sa.func.sum(launches.c.cpu),
-        sa.func.sum(sa.cast(launches.c.memory, sa.Float)),  # SQLite's whole numbers overflow
-        sa.func.sum(launches.c.gpu),
+        sa.func.sum(_c.cpu),
+        sa.func.sum(sa.cast(_c.memory, sa.Float)),  # SQLite's whole numbers overflow
+        sa.func.sum(_c.gpu),
     )
-    .join(launches, launches.c.id == keys.c.launch)
-    .where(launches.c.state.in_(sa.bindparam("states", expanding=True)))
+    .join(launches, _c.id == keys.c.launch)
+    .where(_c.state.in_(sa.bindparam("states", expanding=True)))
     .group_by(keys.c.key)
 )
 _USAGE_OF = _USAGE.where(keys.c.key.in_(sa.bindparam("keys", expanding=True)))
@@ -237,7 +235,7 @@ def owned(connection: sa.Connection, owner: str) -> list[LaunchRecord]:
 
 
 ALIVE = (replicas.c.alive_until >= now()) | (replicas.c.id == sa.bindparam("replica"))
-"""Condition: the replicas that are there; ``replica`` is."""
+"""Condition: the replicas that are there; the one that asks is, however long it was silent."""
 LEFT_BEHIND = (_c.owner.is_(None) | _c.owner.not_in(sa.select(replicas.c.id).where(ALIVE))) & (
     (_c.state == "starting") | ((_c.state == "ready") & _c.stop_by.is_not(None))
 )
@@ -304,7 +302,7 @@ def with_ids(connection: sa.Connection, ids: Sequence[str]) -> list[LaunchRecord
 
 def every(connection: sa.Connection, where: sa.ColumnElement[bool], most: int | None = None) -> list[LaunchRecord]:
     """The launches, or that many of them, the first accepted first."""
-    return _records(connection.execute(sa.select(launches).where(where).order_by(launches.c.seq).limit(most)))
+    return _records(connection.execute(sa.select(launches).where(where).order_by(_c.seq).limit(most)))
 
 
 def _one(rows: sa.CursorResult[Any]) -> LaunchRecord | None:

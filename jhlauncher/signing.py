@@ -4,8 +4,8 @@ Any user may send ``user_options`` straight to the Hub, so what the spawner appl
 (RFC 2104) over the launch's id, user, server, time and spec. The Hub stores and shows ``user_options``, so the values
 of ``env``, which may be secrets, travel encrypted (Fernet: AES-128-CBC and HMAC).
 
-The launcher and the spawner share one secret, the signing key. By default both derive it from the service's API token,
-which the two sides share already.
+The launcher and the spawner share one secret, the signing key. `install_launcher` sets it on both sides; an external
+service derives it from its API token, which the two sides share already.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Starter(LoggingConfigurable):
     requests_at_once = Integer(
         3,
         min=1,
-        help="""Starts that the Hub is asked for at a time; the next one when it has taken one up.
+        help="""Starts that each replica asks the Hub for at a time; the next one when it has taken one up.
 
         To take one up keeps the Hub's one thread busy for tens of milliseconds. Of many at once the last waits for all
         anyway, and with it everybody whose server is just ready, or who is at the Hub's pages.

@@ -41,10 +41,10 @@ KEY_REUSED = "This Idempotency-Key was sent with another request before. Take a 
 STARTING = {"message": "It is its turn"}
 _SLICE = 500
 """Launches that are forgotten in one transaction, which others wait for."""
-# of an event, the topic is the launch's id and the event's number
 Added = list[tuple[LaunchRecord, bool] | LauncherError]
 """For each launch: as it is kept, and whether it is new; or why it is not."""
 
+# the topic of an event is the launch's id and the event's number
 BATCH = "batch "
 """The topic of a batch of which a launch came to another state: this and its id."""
 
@@ -241,15 +241,18 @@ class Store(LoggingConfigurable):
 
     # -- what happens to a launch
 
-    async def append(self, owner: str, launch: str, name: str, *data: dict[str, Any]) -> list[LaunchEvent]:
-        """Keep events of a launch that ``owner`` works on; none if it isn't theirs, as many as it may still have."""
+    async def append(self, owner: str, launch: str, *steps: tuple[float, dict[str, Any]]) -> list[LaunchEvent]:
+        """Keep progress, with when it was made, of a launch that ``owner`` works on.
+
+        None if it isn't theirs, and as much as it may still have.
+        """
 
         def work(connection: sa.Connection) -> list[LaunchEvent]:
             record = queries.by_id(connection, launch)
             if record is None or record.owner != owner:
                 return []
             room = max(0, self.max_events - record.events)
-            return [self._append(connection, launch, name, each) for each in data[:room]]
+            return [self._append(connection, launch, "progress", data, at=at) for at, data in steps[:room]]
 
         return await self.database.write(work)
 
@@ -299,17 +302,17 @@ class Store(LoggingConfigurable):
             connection.execute(_FORGET_KEYS, {"of": record.id})
         event = self._append(connection, record.id, to, data, **values)
         batch = [BATCH + record.batch] if record.batch else []
-        self.database.notify(connection, _topic(to, values.get("due")), *batch)
         changed = replace(record, events=event.number, **values)
+        self.database.notify(connection, _topic(changed), *batch)
         self.database.after(connection, partial(self._observed, changed))
         return changed
 
     def _append(
-        self, connection: sa.Connection, launch: str, name: str, data: dict[str, Any], **values: Any
+        self, connection: sa.Connection, launch: str, name: str, data: dict[str, Any], at: float = 0, **values: Any
     ) -> LaunchEvent:
-        """Keep an event, and new values of the launch's columns."""
+        """Keep an event, of now if it is not said of when, and new values of the launch's columns."""
         number = connection.execute(_ONE_MORE_EVENT, {"of": launch, **values}).scalar_one()
-        event = LaunchEvent(number, time.time(), name, data)
+        event = LaunchEvent(number, at or time.time(), name, data)
         connection.execute(events.insert(), {"launch": launch, **event._asdict()})
         self.database.after(connection, partial(self._appended, launch, event))
         self.database.notify(connection, f"{launch} {number}")
@@ -442,11 +445,12 @@ class Store(LoggingConfigurable):
         return await self.database.write(work)
 
 
-def _topic(to: State, due: float | None) -> str:
-    """Whom it concerns that a launch came into this state."""
-    if to == "starting":
+def _topic(record: LaunchRecord) -> str:
+    """Whom it concerns that a launch came into its state."""
+    if record.state == "starting":
         return MOVED
-    return QUEUE if to == "queued" or due else ROOM
+    to_do = record.state == "queued" or (record.state == "ready" and (record.due or record.stop_by))
+    return QUEUE if to_do else ROOM
 
 
 def no_room(limit: Limit, used: queries.Usage) -> LimitReached:

@@ -1,7 +1,8 @@
 """Works on launches, one replica's share of them: takes up those whose turn it is, and what others have left.
 
-What wakes a round: a launch was accepted or has ended (`store.QUEUE`), one is due, the Hub may take more, and the
-replica's own sign of life. What is done for one launch is `jhlauncher.lifecycle`'s.
+What wakes a round: a launch was accepted (`store.QUEUE`), one is ready or has ended while others wait (`store.ROOM`),
+one is due, the Hub may take more, and the replica's own sign of life. What is done for one launch is
+`jhlauncher.lifecycle`'s.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class Worker(LoggingConfigurable):
         self.replica = new_id()
         self._works: dict[str, Work] = {}
         self._outlook = queries.Outlook(waits=True, due=-math.inf)  # as of the last round
-        self._look_at_all = True  # something may have been missed
+        self._check_ours = True  # what we have: something may have been missed
+        self._taken_again: set[str] = set()  # whose task was about to end
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.superseded = asyncio.Event()
@@ -73,9 +75,9 @@ class Worker(LoggingConfigurable):
 
     async def start(self) -> None:
         """Take up what there is, and work from now on."""
-        self._store.database.on_change(self._changed, self._look)
+        self._store.database.on_change(self._changed, self._check)
         await self._replicas.join(self.replica)
-        self._look()
+        self._check()
         for run in (self._rounds, self._signs_of_life, self._forgetting):
             self._tasks.append(asyncio.create_task(run(), name=run.__name__.strip("_")))
 
@@ -95,12 +97,16 @@ class Worker(LoggingConfigurable):
         if topic == QUEUE or (topic == ROOM and self._outlook.waits):
             self._wake.set()
         elif topic.startswith(STOP):
-            self._interrupt(topic.removeprefix(STOP))
-            self._wake.set()
+            launch = topic.removeprefix(STOP)
+            if launch in self._works:
+                self._interrupt(launch)
+                self._wake.set()
+            else:  # it may be on its way here
+                self._check()
 
-    def _look(self) -> None:
-        """Have the next round look at all that this replica works on."""
-        self._look_at_all = True
+    def _check(self) -> None:
+        """Have the next round look at all that is this replica's: something may have been missed."""
+        self._check_ours = True
         self._wake.set()
 
     def _interrupt(self, launch: str) -> None:
@@ -113,11 +119,11 @@ class Worker(LoggingConfigurable):
             try:
                 await self._round()
             except StoreUnavailable:
-                self._look()  # it has waited long enough already
+                self._check()  # it has waited long enough already
             except Exception:
                 self.log.exception("A round of the worker failed")
                 await asyncio.sleep(1)
-                self._look()
+                self._check()
 
     async def _sleep_until_woken(self) -> None:
         seconds = min(max(0.0, self._outlook.due - time.time()), self._bound.rises_in)
@@ -129,33 +135,36 @@ class Worker(LoggingConfigurable):
     async def _round(self) -> None:
         if self._outlook.due <= time.time():
             await self._settle_due()
-        replica, most = self.replica, None if self._outage.lasts else self._bound.rise()
-        look, self._look_at_all = self._look_at_all, False
-        if not look and most is not None:
+        replica, most = self.replica, self._bound.rise()
+        takes = not self._outage.lasts
+        check, self._check_ours = self._check_ours, False
+        self._outlook = self._outlook._replace(waits=True)  # until we know better; what tells of room now is heard
+        if takes and not check:
             to_do, self._outlook = await self._store.database.read(partial(queries.to_do, replica=replica, most=most))
             if not to_do:
                 return
         known = set(self._works)  # before asking: what ends meanwhile may still be in the answer
-        taken = await self._store.database.write(self._taking(replica, most, look), alone=True)
+        taking = self._taking(replica, most if takes else None, check)
+        taken = await self._store.database.write(taking, alone=True)
         self._outlook = taken.outlook
-        for record in taken.starting + taken.left:
-            if record.id in self._works:  # given back or let go just now; its task is about to end
-                self._look_at_all = True
-            else:
-                self._take_up(record, replica, resumed=record in taken.left)
+        for record in taken.left:
+            self._take_up(record, replica, resumed=True)
+        for record in taken.starting:
+            self._take_up(record, replica, resumed=False)
         for record in taken.ours:
-            if record.id not in known and record.id not in self._works:
+            if record.id in self._works:
+                if record.stop_by:  # in case that was not heard
+                    self._interrupt(record.id)
+            elif record.id not in known:
                 self._take_up(record, replica, resumed=True)
-            elif record.stop_by:  # in case that was not heard
-                self._interrupt(record.id)
 
-    def _taking(self, replica: str, most: int | None, look: bool) -> Callable[[sa.Connection], _Taken]:
+    def _taking(self, replica: str, most: int | None, check: bool) -> Callable[[sa.Connection], _Taken]:
         """The transaction that takes what is to be done.
 
         Args:
             replica: for whom.
             most: how many may be starting then; None: the Hub is away, and nothing is taken.
-            look: at all that the replica has.
+            check: look at all that the replica has.
 
         """
         attempts = count()
@@ -165,23 +174,27 @@ class Worker(LoggingConfigurable):
             if most is not None:
                 left = self._replicas.take_over(connection, replica)
                 starting = self._store.claim(connection, replica, most)
-            if next(attempts) or look:  # what the transaction did that was lost, is not known either
+            if next(attempts) or check:  # done again, it does not know what it took if the answer was all that was lost
                 ours = queries.owned(connection, replica)
             return _Taken(starting, left, ours, queries.outlook(connection))
 
         return work
 
     def _take_up(self, record: LaunchRecord, replica: str, resumed: bool) -> None:
+        if record.id in self._works:  # given back or let go just now, and its task is about to end
+            self._taken_again.add(record.id)
+            return
         work = self._works[record.id] = Work(record, replica, resumed)
         work.task = asyncio.create_task(self._lifecycle.run(work), name=f"launch {record.id}")
         work.task.add_done_callback(lambda task: self._done(record.id, task))
 
     def _done(self, launch: str, task: asyncio.Task[None]) -> None:
         self._works.pop(launch, None)
-        if not task.cancelled() and task.exception():  # the next sign of life takes it up again
+        if task.cancelled() or launch in self._taken_again:  # one that was to end may not even have begun
+            self._check()
+        elif task.exception():  # the next sign of life takes it up again
             self.log.error("Launch %s: a bug", launch, exc_info=task.exception())
-        elif self._look_at_all:
-            self._wake.set()
+        self._taken_again.discard(launch)
 
     async def _settle_due(self) -> None:
         """Expire what has waited too long, warn of the end of a lifetime, and have it come."""
@@ -223,7 +236,7 @@ class Worker(LoggingConfigurable):
                 pass  # the store has told it
             except Exception:
                 self.log.exception("Could not give a sign of life")
-            self._look()  # somebody else may have died
+            self._check()  # somebody else may have died
 
     async def _forgetting(self) -> None:
         """Forget what ended long ago, bit by bit."""

@@ -222,8 +222,9 @@ async def test_changes_are_the_owners(store: Store):
     (launch,) = await added(store, 1)
     await claim(store, "me", 1)
     assert await store.change(launch.id, "ready", {}, owner="another") is None
-    assert await store.append("another", launch.id, "progress", {}) == []
-    assert await store.append("me", launch.id, "progress", {"progress": 5})
+    assert await store.append("another", launch.id, (1.5, {})) == []
+    (kept,) = await store.append("me", launch.id, (1.5, {"progress": 5}))
+    assert kept.time == 1.5
     assert await store.change(launch.id, "ready", {}, owner="me")
     assert await store.change(launch.id, "stopped", {})
     assert await store.change(launch.id, "failed", {}) is None, "an end is for good"
@@ -238,7 +239,7 @@ async def test_events_are_bounded(database_url: str):
         (launch,) = await added(store, 1)
         await claim(store, "me", 1)
         for n in range(0, 20, 4):
-            await store.append("me", launch.id, "progress", *({"progress": m} for m in range(n, n + 4)))
+            await store.append("me", launch.id, *((1, {"progress": m}) for m in range(n, n + 4)))
         await store.change(launch.id, "failed", {}, owner="me")
         names = [event.name for event in await store.events_of(launch.id)]
         assert len(names) == 11
@@ -267,7 +268,7 @@ async def test_dead_replicas_work_is_taken_over(database_url: str):
         assert [taken.id for taken in await owned(store, "me")] == [launch.id]
         assert not await replicas.alive("dead")
         assert await replicas.alive("me")
-        assert await store.append("dead", launch.id, "progress", {}) == []
+        assert await store.append("dead", launch.id, (1.5, {})) == []
 
 
 async def test_who_leaves_gives_back(store: Store, replicas: Replicas):
@@ -332,7 +333,7 @@ async def test_change_is_told_to_all(database_url: str):
             async with asyncio.timeout(5):
                 while not told.is_set():  # it listens from some moment on
                     await one._set(launch.id, sa.true(), owner="me")
-                    await one.append("me", launch.id, "progress", {})
+                    await one.append("me", launch.id, (1, {}))
                     await asyncio.sleep(0.02)
         await one.ask_to_stop(launch.id, "me")
         async with asyncio.timeout(5):
