@@ -117,6 +117,7 @@ def draw(results: Results, path: Path) -> None:
 
     mpl.use("svg")
     from matplotlib import pyplot
+    from matplotlib.ticker import StrMethodFormatter
 
     loads = list(results.runs)
     figure, axes = pyplot.subplots(1, len(loads), figsize=(4 * len(loads), 3.5), layout="constrained", squeeze=False)
@@ -127,5 +128,7 @@ def draw(results: Results, path: Path) -> None:
         axis.set_title(load)
         axis.set_ylabel("time / direct's time")
         axis.set_yscale("log")
+        for shown in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            shown(StrMethodFormatter("{x:g}"))
         axis.tick_params(axis="x", rotation=30)
     figure.savefig(path, metadata={"Date": None})
