@@ -5,16 +5,16 @@ their signature, applies the spec to the spawner's traits, and lets the spawner 
 of its own in JupyterHub, so that nothing leaks into the next one; containers from the configuration are replaced by
 new ones, never changed in place.
 
-Options that were applied are marked ``applied`` in the Hub's database: a later start from the Hub's own page, for
-which the Hub reuses the stored options, is then a plain one. They are marked ``up`` once the Hub has seen the server
-answer: its own word ``ready`` also holds for a start that was just cancelled. The progress tells the same mark just
-before ``ready``, so that who follows it need not ask. Why a launch failed is left there, sealed, under ``failure``,
-and that somebody stopped it, under ``ended``. Options that are refused are removed from the
-database, so that they refuse one start and not all that follow.
+Options that were applied are marked ``applied``, in the Hub's database as soon as there is a server to be found or the
+start has failed: a later start from the Hub's own page, for which the Hub reuses the stored options, is then a plain
+one. They are marked ``up`` once the Hub has seen the server answer: its own word ``ready`` also holds for a start that
+was just cancelled. The progress tells the same mark just before ``ready``, so that who follows it need not ask. Why a
+launch failed is left there, sealed, under ``failure``, and that somebody stopped it, under ``ended``. Options that are
+refused are removed from the database, so that they refuse one start and not all that follow.
 
 A Hub that dies in the middle of a start finds the server again when it comes back, since what it needs to know of it
 is kept as soon as there is something (`_remember`); that such a server is of a launch, ``taken`` proves. One that it
-does not find leaves options that are applied and neither up nor ended: the launcher starts it anew.
+does not find leaves options that are neither up nor ended: the launcher starts it anew.
 
 When a server has stopped, whoever stopped it, its tokens are revoked here, and the launcher is told.
 
@@ -188,7 +188,7 @@ class LauncherSpawnerMixin(Configurable):
         options = self._launch_of_this_start()
         if options:
             mark = Signer(self.signing_key).mark(options["id"], self.user.name, self.name)
-            self._store_launch({**options, "up": mark})
+            self._note({**options, "up": mark})  # a Hub that comes back calls this again
             self._steps.prove({"mark": mark, **self._urls()})
         self._steps.end()
         super().add_poll_callback(callback, *args, **kwargs)  # type: ignore[misc]
@@ -236,7 +236,8 @@ class LauncherSpawnerMixin(Configurable):
         if options is not None and not (isinstance(options, dict) and options.get("applied")):
             self._spec = self._verified(options)
             self.user_options = {}  # what came beside them is not signed, and some spawner may obey it
-            self._store_launch({**options, "applied": True, "taken": self._taken(options["id"])})
+            # in the database it is with what finds the server again: a commit is dear, and until then there is none
+            self._note({**options, "applied": True, "taken": self._taken(options["id"])})
 
     def _taken(self, launch_id: str) -> str:
         """What proves that this very start, and not one before or after, took the launch."""
@@ -280,12 +281,15 @@ class LauncherSpawnerMixin(Configurable):
             raise BadSignature("These launch options have started a server already. Ask the launcher for a new launch.")
         _used[signature] = now + 2 * self.signature_lifetime
 
-    def _store_launch(self, launch: dict[str, Any] | None) -> None:
-        """Keep our part of the options in the Hub's database, or remove it."""
+    def _note(self, launch: dict[str, Any] | None) -> None:
+        """Have our part of the options as the Hub shows them, or remove it."""
         others = {key: value for key, value in self.user_options.items() if key != OPTIONS_KEY}
-        options = {**others, OPTIONS_KEY: launch} if launch else others
-        self.user_options = options
-        self.orm_spawner.user_options = options
+        self.user_options = {**others, OPTIONS_KEY: launch} if launch else others
+
+    def _store_launch(self, launch: dict[str, Any] | None) -> None:
+        """`_note` it, also in the Hub's database."""
+        self._note(launch)
+        self.orm_spawner.user_options = self.user_options
         session = object_session(self.orm_spawner)
         if session:
             session.commit()
@@ -493,6 +497,8 @@ class LauncherSpawnerMixin(Configurable):
             self.server.proto, self.server.ip = parts.scheme, parts.hostname
             self.server.port = parts.port or (443 if parts.scheme == "https" else 80)
             self.orm_spawner.state = self.get_state()
+            if self._spec:
+                self.orm_spawner.user_options = self.user_options
             session.commit()
 
     def _too_slow(self) -> Failure:
