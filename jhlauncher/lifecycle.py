@@ -60,13 +60,13 @@ class Work:
         """Why it has failed."""
         self.reached = -1
         """Per cent of the latest event."""
+        self.said = ""
+        self.phase = ""
+        self.since = 0.0
         self.untold: list[tuple[float, JsonObject]] = []
         """Progress that is to be kept, and when it was made."""
         self.telling: asyncio.Task[None] | None = None
         """Keeps it."""
-        self.said = ""
-        self.phase = ""
-        self.since = 0.0
         self._interrupted = False
 
     def interrupt(self) -> None:
@@ -214,8 +214,7 @@ class Lifecycle(LoggingConfigurable):
         """Back into the queue, where it was, until the Hub takes more."""
         under_way = await self._persist(self._store.starting) - 1
         delay = self._bound.throttled(under_way, busy.retry_after)
-        await self._told(work)
-        await self._persist(lambda: self._store.give_back(work.replica, work.record.id))
+        await self._after_progress(work, lambda: self._store.give_back(work.replica, work.record.id))
         self.log.info("JupyterHub takes no more than %i starts now (%s)", under_way, busy.message)
         if not under_way:
             self._feed.hinder(f"JupyterHub is too busy: {busy.message} Trying again in {delay:g} seconds.")
@@ -323,15 +322,17 @@ class Lifecycle(LoggingConfigurable):
             except Exception:
                 self.log.exception("Launch %s: progress that could not be kept", work.record.id)
 
-    async def _told(self, work: Work) -> None:
-        """Return when all is kept that is to be told before something else."""
-        if work.telling:
-            await asyncio.wait([work.telling])
-
     async def _change(self, work: Work, to: State, data: JsonObject, **values: Any) -> LaunchRecord | None:
         """Bring the launch into another state."""
-        await self._told(work)
-        return await self._persist(lambda: self._store.change(work.record.id, to, data, owner=work.replica, **values))
+        return await self._after_progress(
+            work, lambda: self._store.change(work.record.id, to, data, owner=work.replica, **values)
+        )
+
+    async def _after_progress(self, work: Work, change: Callable[[], Awaitable[Result]]) -> Result:
+        """The result of a change, made when all is kept that is to be told before it."""
+        if work.telling:
+            await asyncio.wait([work.telling])
+        return await self._persist(change)
 
     def _enter(self, work: Work, phase: str) -> None:
         """Measure how long a start is in each of its phases."""
@@ -364,5 +365,4 @@ class Lifecycle(LoggingConfigurable):
     async def _let_go(self, work: Work, error: LauncherError) -> None:
         """Leave a launch to others, or to better times: the Hub has refused what it needs."""
         self.log.error("Launch %s waits: %s", work.record.id, error.message)
-        await self._told(work)
-        await self._persist(lambda: self._store.let_go(work.replica, work.record.id))
+        await self._after_progress(work, lambda: self._store.let_go(work.replica, work.record.id))

@@ -156,7 +156,7 @@ class _Stream:
         """The event for our listeners, or None for one that they had: a new connection begins from the beginning."""
         if not isinstance(raw, dict):
             return None
-        up = _up(raw.get("up"))
+        up = _up(raw["up"]) if "up" in raw else None
         if up:
             self._up = up
             return None

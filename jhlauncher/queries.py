@@ -259,8 +259,7 @@ class Outlook(NamedTuple):
 
 def outlook(connection: sa.Connection) -> Outlook:
     """What is to be expected."""
-    waits, due = connection.execute(_OUTLOOK).one()
-    return Outlook(bool(waits), math.inf if due is None else due)
+    return _outlook(*connection.execute(_OUTLOOK).one())
 
 
 def to_do(connection: sa.Connection, *, replica: str, most: int) -> tuple[bool, Outlook]:
@@ -268,8 +267,12 @@ def to_do(connection: sa.Connection, *, replica: str, most: int) -> tuple[bool, 
 
     A cheap look, which makes nobody wait.
     """
-    found, waits, due = connection.execute(_TO_DO, {"replica": replica, "most": most}).one()
-    return bool(found), Outlook(bool(waits), math.inf if due is None else due)
+    found, *rest = connection.execute(_TO_DO, {"replica": replica, "most": most}).one()
+    return bool(found), _outlook(*rest)
+
+
+def _outlook(waits: Any, due: float | None) -> Outlook:
+    return Outlook(bool(waits), math.inf if due is None else due)
 
 
 _BY_ID = sa.select(launches).where(_c.id == sa.bindparam("launch"))

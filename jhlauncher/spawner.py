@@ -165,18 +165,12 @@ class LauncherSpawnerMixin(Configurable):
 
     async def start(self) -> Any:
         """Apply the launch, if this start is one, and start; returns when the server answers."""
-        up = False
         try:
             if self._spec:
                 await self.apply_launch(self._spec)
-            where = await self._watched_start()
-            up = True
-            return where
+            return await self._watched_start()
         except StartFailed as error:
             raise await self._given_up(error.failure) from error.__cause__
-        finally:
-            if not up:
-                self._steps.end()
 
     async def progress(self) -> AsyncGenerator[dict[str, Any], None]:
         """The steps of the start; each event has the keys progress, message and phase."""
@@ -210,7 +204,7 @@ class LauncherSpawnerMixin(Configurable):
             await self.remove_remains()
         except Exception:
             self.log.exception("Could not remove what is left of %s", self._log_name)
-        self._steps.end()
+        self._steps.end()  # also of a start that failed, which the Hub always stops
         self._revoke_tokens()
         self._tell_the_end()
         return await maybe_future(super().run_post_stop_hook())  # type: ignore[misc]

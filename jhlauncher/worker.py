@@ -99,8 +99,8 @@ class Worker(LoggingConfigurable):
         elif topic.startswith(STOP):
             launch = topic.removeprefix(STOP)
             if launch in self._works:
-                self._interrupt(launch)
-                self._wake.set()
+                self._works[launch].interrupt()
+                self._wake.set()  # its task may just have ended
             else:  # it may be on its way here
                 self._check()
 
@@ -108,10 +108,6 @@ class Worker(LoggingConfigurable):
         """Have the next round look at all that is this replica's: something may have been missed."""
         self._check_ours = True
         self._wake.set()
-
-    def _interrupt(self, launch: str) -> None:
-        if launch in self._works:
-            self._works[launch].interrupt()
 
     async def _rounds(self) -> None:
         while True:
@@ -154,7 +150,7 @@ class Worker(LoggingConfigurable):
         for record in taken.ours:
             if record.id in self._works:
                 if record.stop_by:  # in case that was not heard
-                    self._interrupt(record.id)
+                    self._works[record.id].interrupt()
             elif record.id not in known:
                 self._take_up(record, replica, resumed=True)
 
