@@ -63,11 +63,13 @@ class Direct(Client):
 
     async def launch(self, user: str) -> float:
         await self.ask("POST", f"{self.hub}/users/{user}")
-        start = asyncio.create_task(self.ask("POST", f"{self.hub}/users/{user}/server"))
+        start = asyncio.create_task(self._start(user))
         await asyncio.wait([start], timeout=0.2)
         if not start.done():
             ready = asyncio.create_task(self._ready(user))
             await asyncio.wait([start, ready], return_when=asyncio.FIRST_COMPLETED)
+            if start.done() and not start.result():
+                await ready
             ready.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await ready
@@ -75,6 +77,12 @@ class Direct(Client):
         moment = time.time()
         await start
         return moment
+
+    async def _start(self, user: str) -> bool:
+        """Whether the server was ready within the Hub's slow_spawn_timeout."""
+        async with self.session.post(f"{self.hub}/users/{user}/server") as response:
+            assert response.status < 300, f"{response.status} {await response.text()}"
+            return response.status == 201
 
     async def _ready(self, user: str) -> None:
         async with self.session.get(f"{self.hub}/users/{user}/server/progress") as response:
