@@ -1,40 +1,27 @@
-"""The application: reads the settings, wires the parts together, starts and stops them."""
+"""The application: reads the settings of the launcher, and wires it to HTTP."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import re
-import resource
-import signal
 import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from tornado.httpserver import HTTPServer
-from tornado.log import LogFormatter
-from tornado.web import Application as WebApplication
 from tornado.web import RequestHandler
-from traitlets import Bool, Float, Integer, TraitError, Unicode, default, validate
-from traitlets.config import Application, Configurable
+from traitlets import Bool, TraitError, Unicode, default, validate
 
 from . import environment
-from ._version import __version__
 from .handlers import ROUTES
-from .handlers.base import NotFoundHandler, Services
+from .handlers.base import NotFoundHandler
+from .handlers.callers import Services
 from .parts import CONFIGURABLE, Parts
-from .signing import KEY_ENV, MANAGED_ENV
-
-# more than any body that is allowed, since the handlers count themselves and answer with our error's shape
-_SERVER_BODY_LIMIT = 100 * 1024 * 1024
+from .service import HTTPService, check_url, folder
+from .signing import KEY_ENV
 
 
-class LauncherApp(Application):
+class LauncherApp(HTTPService):
     """Starts containers with run-time parameters on JupyterHub, on request over HTTP.
 
     Runs as a service that JupyterHub manages (everything it needs is in the JUPYTERHUB_* environment) or as an
@@ -42,35 +29,13 @@ class LauncherApp(Application):
     """
 
     name = "jhlauncher"
-    version = __version__
     description = __doc__ or ""
     classes = CONFIGURABLE
     subcommands = {
         "demo": ("jhlauncher.demo.DemoApp", "A JupyterHub with the launcher, on this machine, to try it."),
         "upgrade-db": ("jhlauncher.upgrade.UpgradeDatabase", "Bring the database to the schema of this version."),
     }
-    aliases = {
-        "config": "LauncherApp.config_file",
-        "f": "LauncherApp.config_file",
-        "log-level": "LauncherApp.log_level",
-    }
-    flags = {
-        "debug": ({"LauncherApp": {"log_level": logging.DEBUG}}, "Log everything."),
-        "generate-config": (
-            {"LauncherApp": {"generate_config": True}},
-            "Write a configuration file and exit.",
-        ),
-    }
-    raise_config_file_errors = True
 
-    config_file = Unicode(
-        help="Configuration file. Default: ./jhlauncher_config.py if there is one. --generate-config writes it."
-    ).tag(config=True)
-    generate_config = Bool(False, help="Write a configuration file with every setting commented out.").tag(config=True)
-    bind_url = Unicode(
-        "http://127.0.0.1:5000",
-        help="Where to listen, http://IP:PORT. Default: $JUPYTERHUB_SERVICE_URL, or else http://127.0.0.1:5000.",
-    ).tag(config=True)
     prefix = Unicode(
         "/services/launcher/",
         help="Path below which everything answers. Default: $JUPYTERHUB_SERVICE_PREFIX, or else /services/launcher/.",
@@ -93,30 +58,11 @@ class LauncherApp(Application):
         Default: $JHLAUNCHER_SIGNING_KEY, or else derived from the API token, as install_launcher does on its side.
         """
     ).tag(config=True)
-    shutdown_timeout = Float(
-        20, min=0, help="Seconds that running requests get to end when the service is told to stop (SIGTERM)."
-    ).tag(config=True)
-    max_body_size = Integer(1_048_576, min=1, help="Bytes that the body of a request may have.").tag(config=True)
-    body_timeout = Float(60, min=1, help="Seconds that a client gets to send the body of a request.").tag(config=True)
-    keepalive_interval = Float(15, min=1, help="Seconds between signs of life on a quiet event stream.").tag(
-        config=True
-    )
-
     authenticate_prometheus = Bool(
         True, help="Whether `metrics` is only for callers with the scope read:metrics, as JupyterHub's own."
     ).tag(config=True)
 
     # -- settings
-
-    @default("log_level")
-    def _default_log_level(self) -> int:
-        return _log_level(environment.text("LOG_LEVEL", "INFO"))
-
-    @default("log_format")
-    def _default_log_format(self) -> str:
-        return "%(color)s[%(levelname)1.1s %(asctime)s.%(msecs)03d %(name)s %(module)s]%(end_color)s %(message)s"
-
-    _log_formatter_cls = LogFormatter  # type: ignore[assignment]  # takes the same arguments
 
     @default("bind_url")
     def _default_bind_url(self) -> str:
@@ -124,11 +70,11 @@ class LauncherApp(Application):
 
     @default("prefix")
     def _default_prefix(self) -> str:
-        return _folder(environment.text("JUPYTERHUB_SERVICE_PREFIX", "/services/launcher/"))
+        return folder(environment.text("JUPYTERHUB_SERVICE_PREFIX", "/services/launcher/"))
 
     @validate("prefix")
     def _valid_prefix(self, proposal: Any) -> str:
-        return _folder(proposal.value)
+        return folder(proposal.value)
 
     @default("service_name")
     def _default_service_name(self) -> str:
@@ -147,23 +93,7 @@ class LauncherApp(Application):
     def _default_signing_key(self) -> str:
         return environment.text(KEY_ENV)
 
-    # -- start and stop
-
-    def initialize(self, argv: list[str] | None = None) -> None:
-        """Read the settings and make the parts; nothing is opened or sent.
-
-        Raises:
-            TraitError: a setting is missing, wrong, or contradicts another.
-
-        """
-        self.parse_command_line(argv)
-        if self.subapp or self.generate_config:
-            return
-        if self.extra_args:
-            raise TraitError(f"unknown argument {self.extra_args[0]!r}; see jhlauncher --help")
-        self._load_configuration()
-        self._refuse_unknown_settings()
-        self.prepare()
+    # -- the parts
 
     def prepare(self) -> None:
         """Make the parts.
@@ -172,174 +102,50 @@ class LauncherApp(Application):
             TraitError: a setting is missing, wrong, or contradicts another.
 
         """
-        _check_url("the address to listen on", self.bind_url, with_port=True)
         if self.public_url:
-            _check_url("JupyterHub's public URL", self.public_url)
+            check_url("JupyterHub's public URL", self.public_url)
         self.parts = Parts(self, self.signing_key)
-        self.services = Services(
+
+    def path(self) -> str:
+        """Below which everything answers."""
+        return self.prefix
+
+    def routes(self) -> list[tuple[str, type[RequestHandler]]]:
+        """Patterns below that path, and who answers."""
+        return ROUTES
+
+    def web_settings(self) -> dict[str, Any]:
+        """What handlers find in their settings."""
+        services = Services(
             parts=self.parts,
             authenticate_prometheus=self.authenticate_prometheus,
             prefix=self.prefix,
             service_name=self.service_name,
             public_url=self.public_url,
-            max_body_size=self.max_body_size,
-            keepalive_interval=self.keepalive_interval,
         )
-
-    def exit(self, exit_status: int | str | None = 0) -> None:
-        """Leave; traitlets says 1 for wrong settings on the command line, where this project says 2."""
-        super().exit(2 if exit_status == 1 else exit_status)
-
-    def _load_configuration(self) -> None:
-        path = Path(self.config_file or "jhlauncher_config.py")
-        if self.config_file and (path.suffix not in (".py", ".json") or not path.is_file()):
-            raise TraitError(f"there is no configuration file {path} (its name must end in .py or .json)")
-        try:
-            self.load_config_file(path.name, path=str(path.parent))
-        except (SyntaxError, NameError) as error:
-            raise TraitError(f"the configuration file {path} can't be read: {error}") from None
-
-    def _refuse_unknown_settings(self) -> None:
-        """A misspelt setting would otherwise leave its default in force, which for a policy nobody wants."""
-        configurables: list[type[Configurable]] = [*self.classes, LauncherApp]
-        for cls in configurables:
-            unknown = self.config.get(cls.__name__, {}).keys() - cls.class_trait_names(config=True)
-            if unknown:
-                raise TraitError(f"{cls.__name__}.{min(unknown)} is not a setting; see jhlauncher --help-all")
-        bases = {base.__name__ for cls in configurables for base in cls.__mro__}
-        strangers = {name for name in self.config if name[:1].isupper()} - bases - {"EventLogger"}
-        if strangers:
-            raise TraitError(f"{min(strangers)} has no settings here; see jhlauncher --help-all")
-
-    def web_application(self) -> WebApplication:
-        """The Tornado application."""
-        return WebApplication(
-            [(re.escape(self.prefix) + pattern, handler) for pattern, handler in ROUTES],
-            default_handler_class=NotFoundHandler,
-            services=self.services,
-            log_function=self._log_request,
-        )
-
-    def start(self) -> None:
-        """Serve until told to stop."""
-        if self.subapp:
-            self.subapp.start()
-        elif self.generate_config:
-            self._write_config()
-        else:
-            asyncio.run(self.serve())
-
-    async def serve(self) -> None:
-        """Open the parts, listen, wait for a signal, and close everything in reverse."""
-        _raise_file_limit()
-        stopping = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-        _watch_parent(stopping)
-        async with self.running() as server:
-            self.log.info("Listening on %s%s for JupyterHub at %s", self.bind_url, self.prefix, self.parts.hub.api_url)
-            ends = [asyncio.create_task(event.wait()) for event in (stopping, self.parts.worker.superseded)]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            for end in ends:
-                end.cancel()
-            self.log.info(
-                "Stopping; %i requests under way get %g s", len(self.services.requests), self.shutdown_timeout
-            )
-            server.stop()
-            await self.services.drain(self.shutdown_timeout)
+        return {"services": services, "default_handler_class": NotFoundHandler}
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[HTTPServer]:
-        """All parts and the HTTP server while they run; closed in reverse."""
+    async def connected(self) -> AsyncIterator[None]:
+        """What requests need is open."""
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.parts.connected())
-            server = self._listen()
-            stack.push_async_callback(self.services.keepalive.stop)
-            stack.push_async_callback(server.close_all_connections)
-            stack.callback(server.stop)
+            yield
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Launches go on, and the manager's services."""
+        async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.parts.working())
-            yield server
+            yield
 
-    def _listen(self) -> HTTPServer:
-        url = urlsplit(self.bind_url)
-        context = self.parts.hub.ssl_context(ssl.Purpose.CLIENT_AUTH) if url.scheme == "https" else None
-        if url.scheme == "https" and context is None:
-            raise TraitError(f"to listen on {self.bind_url}, a key and a certificate are needed")
-        server = HTTPServer(
-            self.web_application(),
-            ssl_options=context,
-            xheaders=True,
-            max_body_size=_SERVER_BODY_LIMIT,
-            body_timeout=self.body_timeout,
-        )
-        try:
-            server.listen(url.port or 0, url.hostname or "")
-        except OSError as error:
-            raise TraitError(f"can't listen on {self.bind_url}: {error.strerror}") from None
-        return server
+    def tls(self) -> ssl.SSLContext | None:
+        """JupyterHub's internal TLS."""
+        return self.parts.hub.ssl_context(ssl.Purpose.CLIENT_AUTH)
 
-    def _write_config(self) -> None:
-        path = Path(self.config_file or "jhlauncher_config.py")
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(self.generate_config_file())
-        except FileExistsError:
-            raise TraitError(f"{path} exists; it is not overwritten") from None
-        self.log.info("Wrote %s", path)
-
-    def _log_request(self, handler: RequestHandler) -> None:
-        """One line per request, without its query, which might hold a secret."""
-        request, status = handler.request, handler.get_status()
-        caller = getattr(handler, "caller", None)
-        level = logging.DEBUG if status < 400 and not caller else logging.INFO if status < 500 else logging.WARNING
-        self.log.log(
-            level, "%d %s %s (%s@%s) %.0f ms",
-            status, request.method, request.path, caller.label if caller else "", request.remote_ip,
-            1000 * request.request_time(),
-        )  # fmt: skip
-
-
-def _folder(path: str) -> str:
-    return f"/{path.strip('/')}/" if path.strip("/") else "/"
-
-
-def _check_url(what: str, text: str, with_port: bool = False) -> None:
-    try:
-        url = urlsplit(text)
-        good = url.scheme in ("http", "https") and url.hostname and (url.port or not with_port)
-    except ValueError:
-        good = False
-    if not good:
-        raise TraitError(f"{what} must be http://HOST{':PORT' if with_port else ''}, not {text!r}")
-
-
-def _log_level(text: str) -> int:
-    """A logging level from its number or name.
-
-    Raises:
-        TraitError: it is neither.
-
-    """
-    level = int(text) if text.isdigit() else logging.getLevelNamesMapping().get(text.upper())
-    if level is None:
-        raise TraitError(f"$LOG_LEVEL must be a number or one of DEBUG, INFO, WARNING, ERROR, CRITICAL, not {text!r}")
-    return level
-
-
-def _watch_parent(stopping: asyncio.Event) -> None:
-    """Stop when the Hub that manages this service is gone, if it died without saying so; Linux tells us."""
-    if environment.text(MANAGED_ENV) and hasattr(os, "pidfd_open"):
-        try:
-            parent = os.pidfd_open(os.getppid())
-        except OSError:
-            return
-        asyncio.get_running_loop().add_reader(parent, stopping.set)
-
-
-def _raise_file_limit() -> None:
-    """Each launch holds up to three connections; the usual soft limit of 1024 files is soon reached."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    def ends(self) -> list[asyncio.Event]:
+        """Another process has taken this one's place."""
+        return [self.parts.worker.superseded]
 
 
 def main(argv: list[str] | None = None) -> None:

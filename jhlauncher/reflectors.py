@@ -9,7 +9,7 @@ from typing import Any
 from kubespawner.reflector import ResourceReflector
 from traitlets import validate
 
-from ..bell import Bell
+from .bell import Bell
 
 
 class _Resources(dict[str, Any]):

@@ -16,6 +16,7 @@ PACKAGE = Path(jhlauncher.__file__).parent
 LINES = """
 _version environment errors sse bell turnstile ports queue tables migrations migrations.env migrations.versions
 migrations.versions.0001_launches
+reflectors
 models database transport
 records signing failures
 queries rules hub metrics audit
@@ -27,17 +28,20 @@ lifecycle launcher
 worker
 parts
 handlers.streams handlers.views
+handlers.serving
 handlers.base
+handlers.callers
 handlers.launches handlers.containers handlers.health handlers.metrics handlers.ended
 handlers.openapi handlers.batches
 handlers.describe
 handlers
+service
 app demo
 upgrade __main__
 """
 # what runs inside the Hub
 SIDE = """
-engines steps engines.docker_events engines.reflectors engines.fresh_volumes engines.pulling
+engines steps engines.docker_events engines.fresh_volumes engines.pulling
 spawner engines.pods
 engines.docker engines.kubernetes engines.local
 engines.swarm

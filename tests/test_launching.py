@@ -375,7 +375,7 @@ async def test_launch_goes_on_when_its_client_goes_away(service: Service):
     launch = asyncio.create_task(service.launch())
     await service.hub.starting.wait()
     launch.cancel()
-    await until(lambda: not service.app.services.requests)
+    await until(lambda: not service.app.serving.requests)
     server = service.hub.servers["alice", ""]
     assert server.pending == "spawn"
     server.finish()
@@ -388,7 +388,7 @@ async def test_running_requests_are_cut_short_at_the_end(service: Service):
     service.hub.auto_finish = False
     launch = asyncio.create_task(service.launch())
     await service.hub.starting.wait()
-    drain = asyncio.create_task(service.app.services.drain(0.2))
+    drain = asyncio.create_task(service.app.serving.drain(0.2))
     await asyncio.sleep(0)
     status, error = await service.request("GET", "health")
     assert (status, error["reason"]) == (503, "shutting_down")
@@ -401,7 +401,7 @@ async def test_running_requests_may_end(service: Service):
     service.hub.auto_finish = False
     launch = asyncio.create_task(service.launch())
     await service.hub.starting.wait()
-    drain = asyncio.create_task(service.app.services.drain(20))
+    drain = asyncio.create_task(service.app.serving.drain(20))
     await asyncio.sleep(0)
     service.hub.servers["alice", ""].finish()
     assert (await launch)[0] == 200
@@ -610,7 +610,7 @@ async def test_requests_that_break_off_leave_nothing(service: Service):
         writer.write(head + headers + b"\r\n" + b"x" * 100)
         await writer.drain()
         writer.close()
-        await until(lambda: not service.app.services.requests)
+        await until(lambda: not service.app.serving.requests)
 
 
 async def test_refusal_before_the_body_is_read_says_that_the_connection_closes(service: Service):

@@ -16,9 +16,9 @@ from traitlets import Float, Unicode, default
 
 from ..failures import MAX_LINES, Evidence, Failure, StartFailed
 from ..models import Gpu, LaunchSpec, Volume
+from ..reflectors import telling
 from ..spawner import LauncherSpawnerMixin
 from . import pods
-from .reflectors import telling
 
 _reflector_starts: set[asyncio.Task[Any]] = set()
 """Under way; the loop itself keeps no reference to them."""

@@ -25,14 +25,14 @@ from ..errors import (
 )
 from ..models import LaunchRequest, NoQuery, ProgressEvent, ServerQuery
 from ..records import LaunchRecord
-from .base import BaseHandler
+from .callers import HubHandler
 from .streams import EventStream
 
 # the fields of the Hub's server model that GET returns
 STATUS_FIELDS = ("last_activity", "name", "pending", "progress_url", "ready", "started", "url")
 
 
-class ContainersHandler(BaseHandler):
+class ContainersHandler(HubHandler):
     """One server of one user."""
 
     _stream: EventStream | None = None
@@ -51,7 +51,7 @@ class ContainersHandler(BaseHandler):
             self._submission = asyncio.create_task(submission)
             record = await asyncio.shield(self._submission)  # so that it is known if the client leaves meanwhile
             launched = await launcher.wait(record, self._report)
-            await self.admit_again()
+            await self.admit()
             return {
                 "image": record.spec.image,
                 "server_name": launched.server_name,
@@ -63,7 +63,7 @@ class ContainersHandler(BaseHandler):
             }
 
         if "text/event-stream" in self.request.headers.get("Accept", ""):
-            self._stream = EventStream(self, self.services.keepalive)
+            self._stream = EventStream(self, self.serving.keepalive)
         try:
             result = await self.interruptible(launch())
         except Finish:

@@ -9,12 +9,12 @@ from typing import Any
 from ..models import LaunchRequest, ServerQuery
 from ..planning import Options
 from ..rules import Rule, Template
-from .base import BaseHandler
+from .callers import HubHandler
 from .openapi import document
 from .views import LimitView, OptionsView, TemplateView
 
 
-class _AboutCaller(BaseHandler):
+class _AboutCaller(HubHandler):
     async def _options(self) -> tuple[ServerQuery, Options]:
         """For the server in the query; for a user without one, their own default server."""
         if self.caller.kind == "user" and not self.request.query:
@@ -50,7 +50,7 @@ class TemplatesHandler(_AboutCaller):
         self.answer({name: template_view(each).model_dump(mode="json") for name, each in options.templates.items()})
 
 
-class OpenApiHandler(BaseHandler):
+class OpenApiHandler(HubHandler):
     """The service's description."""
 
     needs_caller = False

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ..errors import Unauthenticated
 from ..signing import BadSignature
-from .base import BaseHandler
+from .callers import HubHandler
 
 _MAX_AGE = 300
 """Seconds for which a notice is taken; after that the launcher has found out by itself."""
 
 
-class EndedHandler(BaseHandler):
+class EndedHandler(HubHandler):
     """Takes notices that are sealed with the signing key, which only the Hub and this service have."""
 
     needs_caller = False

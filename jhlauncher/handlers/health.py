@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import LauncherError
-from .base import BaseHandler
+from .callers import HubHandler
 
 
-class HealthHandler(BaseHandler):
+class HealthHandler(HubHandler):
     """Whether the process is alive; asks nobody."""
 
     needs_caller = False
@@ -18,7 +18,7 @@ class HealthHandler(BaseHandler):
         self.answer({"status": "ok"})
 
 
-class ReadyHandler(BaseHandler):
+class ReadyHandler(HubHandler):
     """Whether launches can work: 200 if every check passes, else 503; each check is named."""
 
     needs_caller = False
@@ -37,7 +37,7 @@ class ReadyHandler(BaseHandler):
         self.answer({"ready": ready, "checks": checks}, status=200 if ready else 503)
 
 
-class IndexHandler(BaseHandler):
+class IndexHandler(HubHandler):
     """What there is below the prefix."""
 
     needs_caller = False

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 from ..errors import Forbidden, InvalidRequest, ShuttingDown, Unauthenticated
 from ..models import LaunchRequest, Model, ServerName, TemplateName, UserName
 from ..records import FINAL, LaunchRecord, State
-from .base import BaseHandler
+from .callers import HubHandler
 from .streams import EventStream
 from .views import LaunchList, LaunchView, PlanView, iso, launch_view
 
@@ -91,7 +91,7 @@ class ListQuery(Model):
     """``next`` of the page before."""
 
 
-class LaunchHandler(BaseHandler):
+class LaunchHandler(HubHandler):
     """What the handlers of launches share."""
 
     async def view(self, record: LaunchRecord, *, with_position: bool = True) -> LaunchView:
@@ -112,7 +112,7 @@ class LaunchHandler(BaseHandler):
         if wait:
             with suppress(ShuttingDown):  # it goes on; the caller may ask again
                 record = await self.interruptible(self.services.parts.launcher.settled(record, wait))
-            await self.admit_again()
+            await self.admit()
         self.set_header("Location", f"{self.services.prefix}launches/{record.id}")
         body = (await self.view(record)).model_dump(mode="json")
         self.answer(body, status=202 if record.state in ("queued", "starting") else 200)
@@ -151,7 +151,7 @@ class OneLaunchHandler(LaunchHandler):
         record = await self.services.parts.launcher.get(self.caller, launch)
         if query.wait:
             record = await self.interruptible(self.services.parts.launcher.settled(record, query.wait))
-            await self.admit_again()
+            await self.admit()
         self.answer((await self.view(record)).model_dump(mode="json"))
 
     async def delete(self, launch: str) -> None:
@@ -176,7 +176,7 @@ class EventsHandler(LaunchHandler):
 
     async def stream(self, send: Callable[[EventStream], Coroutine[Any, Any, None]]) -> None:
         """Answer with a stream; ``send`` sends its events until there are no more."""
-        self._stream = EventStream(self, self.services.keepalive)
+        self._stream = EventStream(self, self.serving.keepalive)
         self._stream.begin()
         with suppress(ShuttingDown, Unauthenticated, Forbidden):  # who comes back goes on where it was, or is told why
             await self.interruptible(send(self._stream))
@@ -227,7 +227,7 @@ class LaunchEventsHandler(EventsHandler):
                 async for event in events:
                     data: dict[str, Any] = {"time": iso(event.time), **event.data}
                     if event.name == "ready":
-                        await self.admit_again()
+                        await self.admit()
                         now = await self.services.parts.launcher.get(self.caller, launch)
                         if now.state == "ready":
                             data["launch"] = (await self.view(now)).model_dump(mode="json")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from ..errors import Forbidden
-from .base import BaseHandler
+from .callers import HubHandler
 
 
-class MetricsHandler(BaseHandler):
+class MetricsHandler(HubHandler):
     """What this replica has measured."""
 
     needs_caller = False
