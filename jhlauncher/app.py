@@ -7,7 +7,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tornado.web import RequestHandler
 from traitlets import Bool, TraitError, Unicode, default, validate
@@ -19,6 +19,9 @@ from .handlers.callers import Services
 from .parts import CONFIGURABLE, Parts
 from .service import HTTPService, check_url, folder
 from .signing import KEY_ENV
+
+if TYPE_CHECKING:
+    from .manager.parts import ManagerParts
 
 
 class LauncherApp(HTTPService):
@@ -33,6 +36,7 @@ class LauncherApp(HTTPService):
     classes = CONFIGURABLE
     subcommands = {
         "demo": ("jhlauncher.demo.DemoApp", "A JupyterHub with the launcher, on this machine, to try it."),
+        "manager": ("jhlauncher.manager.app.ManagerApp", "The K8s Manager: services from YAML descriptions."),
         "upgrade-db": ("jhlauncher.upgrade.UpgradeDatabase", "Bring the database to the schema of this version."),
     }
 
@@ -60,6 +64,10 @@ class LauncherApp(HTTPService):
     ).tag(config=True)
     authenticate_prometheus = Bool(
         True, help="Whether `metrics` is only for callers with the scope read:metrics, as JupyterHub's own."
+    ).tag(config=True)
+
+    manager = Bool(
+        False, help="Whether the K8s Manager answers, too: api/services/ and api/logs/ below the prefix."
     ).tag(config=True)
 
     # -- settings
@@ -105,6 +113,22 @@ class LauncherApp(HTTPService):
         if self.public_url:
             check_url("JupyterHub's public URL", self.public_url)
         self.parts = Parts(self, self.signing_key)
+        self.manager_parts = self._manager_parts() if self.manager else None
+
+    def _manager_parts(self) -> ManagerParts:
+        """The manager's, which only those import that have what it needs.
+
+        Raises:
+            TraitError: that is not installed, or a setting is wrong.
+
+        """
+        try:
+            from .manager.parts import ManagerParts
+        except ModuleNotFoundError as error:
+            raise TraitError(
+                f"LauncherApp.manager needs the package {error.name}, which the extra [manager] installs"
+            ) from error
+        return ManagerParts(self, self.parts.database, self.parts.hub, self.service_name)
 
     def path(self) -> str:
         """Below which everything answers."""
@@ -112,7 +136,11 @@ class LauncherApp(HTTPService):
 
     def routes(self) -> list[tuple[str, type[RequestHandler]]]:
         """Patterns below that path, and who answers."""
-        return ROUTES
+        if self.manager_parts is None:
+            return ROUTES
+        from .manager.handlers import ROUTES as MANAGER_ROUTES
+
+        return [*ROUTES, *MANAGER_ROUTES]
 
     def web_settings(self) -> dict[str, Any]:
         """What handlers find in their settings."""
@@ -123,13 +151,15 @@ class LauncherApp(HTTPService):
             service_name=self.service_name,
             public_url=self.public_url,
         )
-        return {"services": services, "default_handler_class": NotFoundHandler}
+        return {"services": services, "manager": self.manager_parts, "default_handler_class": NotFoundHandler}
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
         """What requests need is open."""
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.parts.connected())
+            if self.manager_parts:
+                await stack.enter_async_context(self.manager_parts.connected())
             yield
 
     @asynccontextmanager
@@ -137,6 +167,8 @@ class LauncherApp(HTTPService):
         """Launches go on, and the manager's services."""
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.parts.working())
+            if self.manager_parts:
+                await stack.enter_async_context(self.manager_parts.working())
             yield
 
     def tls(self) -> ssl.SSLContext | None:

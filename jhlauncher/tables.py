@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Float,
     ForeignKey,
@@ -127,3 +128,31 @@ replicas = Table(
     Column("alive_until", Float, nullable=False),
 )
 """The processes that work on launches."""
+
+manager_services = Table(
+    "manager_services",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("key", String(32), nullable=False, unique=True),
+    Column("credential", String(255), nullable=False),
+    Column("servername", String(255), nullable=False),
+    Column("start_id", String(255), nullable=False),
+    Column("user_options", JSON, nullable=False),
+    Column("jhub_user_id", BigInteger, nullable=False),
+    Column("main", JSON, nullable=False),
+    Column("objects", JSON, nullable=False),
+    Column("secret", String(255), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("stop_pending", Boolean, nullable=False),
+    Column("created", Float, nullable=False),
+    UniqueConstraint("credential", "servername", "start_id"),
+)
+"""The services of the K8s Manager; ``objects`` names what may have been made for each in the cluster."""
+
+manager_log_handlers = Table(
+    "manager_log_handlers",
+    metadata,
+    Column("handler", String(16), primary_key=True),
+    Column("configuration", JSON, nullable=False),
+)
+"""Where the K8s Manager logs to, beside its own output."""

@@ -15,7 +15,7 @@ PACKAGE = Path(jhlauncher.__file__).parent
 # from the ground up: a module imports what stands on lines above its own
 LINES = """
 _version environment errors sse bell turnstile ports queue tables migrations migrations.env migrations.versions
-migrations.versions.0001_launches
+migrations.versions.0001_launches migrations.versions.0002_manager
 reflectors
 models database transport
 records signing failures
@@ -36,7 +36,17 @@ handlers.openapi handlers.batches
 handlers.describe
 handlers
 service
-app demo
+manager manager.errors manager.files
+manager.rendering
+manager.log_settings manager.secrets manager.status
+manager.cluster manager.descriptions manager.homes manager.reports manager.rows manager.credentials manager.tunnels
+manager.logs manager.settings
+manager.watching
+manager.services
+manager.reaper manager.requests
+manager.parts
+manager.handlers
+app manager.app demo
 upgrade __main__
 """
 # what runs inside the Hub

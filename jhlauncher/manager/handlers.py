@@ -1,0 +1,206 @@
+"""HTTP of the manager: ``api/services``, ``api/logs`` and ``api/health``, in the words of the K8s Manager's clients."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import unquote
+
+from tornado.web import RequestHandler
+
+from ..errors import Forbidden, LauncherError, MethodNotAllowed, NotFound, Unauthenticated
+from ..handlers.base import BaseHandler
+from . import requests
+from .credentials import LOGS, SERVICES, Client
+from .errors import BadInput, StartRefused
+from .parts import ManagerParts
+from .rendering import Json
+from .requests import NotJson, WrongMediaType
+from .rows import Row
+
+
+class ManagerHandler(BaseHandler):
+    """For credentials of a group."""
+
+    group: str
+    """That a credential needs."""
+    challenge = 'Basic realm="api"'
+    caller: Client
+
+    @property
+    def manager(self) -> ManagerParts:
+        """The parts of the manager."""
+        parts: ManagerParts = self.settings["manager"]
+        return parts
+
+    async def admit(self) -> None:
+        """Let a credential in that has the group.
+
+        Raises:
+            Unauthenticated: nobody that is known.
+            Forbidden: it lacks the group, or at the Hub the scope.
+
+        """
+        self.caller = await self.manager.credentials.identify(self.request.headers.get("Authorization", ""))
+        if not self.caller.may(self.group, str(self.request.method)):
+            raise Forbidden("You do not have permission to perform this action.")
+
+    def json(self) -> Any:
+        """The request's body.
+
+        Raises:
+            InvalidRequest: it is too large.
+            WrongMediaType, NotJson: it is not JSON.
+
+        """
+        return requests.parse_json(self.received(), self.request.headers.get("Content-Type", ""))
+
+    def error_body(self, error: LauncherError) -> Any:
+        """An error as the clients of the K8s Manager know it."""
+        if isinstance(error, BadInput):
+            return error.body
+        if isinstance(error, MethodNotAllowed):
+            return {"detail": f'Method "{self.request.method}" not allowed.'}
+        if isinstance(error, StartRefused):
+            return {"error": error.message, "detailed_error": error.detailed}
+        if isinstance(error, Unauthenticated | Forbidden | NotFound | NotJson | WrongMediaType):
+            return {"detail": error.message}
+        return {"error": error.message, "detailed_error": ""}
+
+
+class AliveHandler(ManagerHandler):
+    """``api/health``: for anybody."""
+
+    needs_caller = False
+
+    def get(self) -> None:
+        """Nothing, with 200."""
+        self.finish()
+
+
+class UnknownHandler(ManagerHandler):
+    """Any other address."""
+
+    needs_caller = False
+
+    async def prepare(self) -> None:
+        """Answer 404 to every method."""
+        raise NotFound("Not found.")
+
+
+class ServicesHandler(ManagerHandler):
+    """``api/services``."""
+
+    group = SERVICES
+
+    async def get(self) -> None:
+        """All services of the credential."""
+        self.answer([row.as_dict() for row in await self.manager.services.list(self.caller.credential)])
+
+    async def post(self) -> None:
+        """Start a service; answers when all its objects are made."""
+        headers = self.manager.secrets.headers(self.request.headers)
+        request = requests.start_request(self.json(), self.caller.credential, headers)
+        row = await self.interruptible(self.manager.services.start(request))
+        self.answer(row.as_dict(), 201)
+
+
+class OneServiceHandler(ManagerHandler):
+    """``api/services/NAME``."""
+
+    group = SERVICES
+
+    async def get(self, name: str) -> None:
+        """A service, and whether it runs."""
+        self.answer(await self._model(await self.manager.services.find(self.caller.credential, unquote(name))))
+
+    async def delete(self, name: str) -> None:
+        """Stop a service."""
+        await self.interruptible(self.manager.services.stop(self.caller.credential, unquote(name)))
+        self.set_status(204)
+        self.finish()
+
+    async def patch(self, name: str) -> None:
+        """Apply what the description has for that."""
+        row = await self.interruptible(self.manager.services.update(self.caller.credential, unquote(name)))
+        self.answer(await self._model(row))
+
+    put = patch
+
+    async def _model(self, row: Row) -> Json:
+        running, details = await self.manager.services.status(row)
+        model = {**row.as_dict(), "running": running}
+        return {**model, "details": details._asdict()} if details else model
+
+
+class LogHandlersHandler(ManagerHandler):
+    """``api/logs/handler``."""
+
+    group = LOGS
+
+    async def get(self) -> None:
+        """All log handlers."""
+        self.answer(await self.manager.logs.list())
+
+    async def post(self) -> None:
+        """Add one."""
+        body = _handler_body(self.json())
+        if "handler" not in body:
+            raise BadInput({"handler": ["This field is required."]})
+        self.answer(await self.manager.logs.create(body["handler"], body.get("configuration", {})), 201)
+
+
+class OneLogHandlerHandler(ManagerHandler):
+    """``api/logs/handler/NAME``."""
+
+    group = LOGS
+
+    async def get(self, name: str) -> None:
+        """A log handler."""
+        self.answer(await self.manager.logs.get(name))
+
+    async def patch(self, name: str) -> None:
+        """Change what is named, and leave the rest as it is."""
+        body = _handler_body(self.json())
+        if body.get("handler", name) != name:
+            raise BadInput({"handler": [f"The path names {name}."]})
+        self.answer(await self.manager.logs.change(name, body.get("configuration", {})))
+
+    put = patch
+
+    async def delete(self, name: str) -> None:
+        """Remove it."""
+        await self.manager.logs.remove(name)
+        self.set_status(204)
+        self.finish()
+
+
+class LogTestHandler(ManagerHandler):
+    """``api/logs/logtest``."""
+
+    group = LOGS
+
+    def get(self) -> None:
+        """Log something at each level."""
+        self.manager.logs.test()
+        self.finish()
+
+
+def _handler_body(body: Any) -> Json:
+    if not isinstance(body, dict):
+        raise BadInput(["Input data must be an object"])
+    unknown = body.keys() - {"handler", "configuration"}
+    if unknown:
+        raise BadInput({min(unknown): ["Unknown field."]})
+    return body
+
+
+ROUTES: list[tuple[str, type[RequestHandler]]] = [
+    (r"api/health/?", AliveHandler),
+    (r"api/services/?", ServicesHandler),
+    (r"api/services/([^/]+)/?", OneServiceHandler),
+    (r"api/logs/handler/?", LogHandlersHandler),
+    (r"api/logs/handler/([^/]+)/?", OneLogHandlerHandler),
+    (r"api/logs/logtest/?", LogTestHandler),
+    (r"api/.*", UnknownHandler),
+]
+"""Patterns below the prefix."""

@@ -1,0 +1,106 @@
+"""The parts of the manager, wired together, and the order in which they start and stop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from kubernetes_asyncio.client import ApiException
+from kubernetes_asyncio.config import ConfigException
+from traitlets import TraitError
+from traitlets.config import Configurable
+
+from ..database import Database
+from ..hub import Hub
+from .cluster import Cluster
+from .credentials import Credentials
+from .descriptions import Descriptions
+from .homes import Userhomes
+from .logs import LogHandlers
+from .reaper import Reaper
+from .reports import Reports
+from .rows import Rows
+from .secrets import ServiceSecrets
+from .services import ServiceManager
+from .settings import ConfigFile
+from .status import StatusTexts
+from .tunnels import Tunnels
+from .watching import Watching
+
+CONFIGURABLE: list[type[Configurable]] = [
+    ConfigFile, Credentials, Descriptions, ServiceSecrets, Userhomes, StatusTexts, Cluster, Watching, Reports,
+    ServiceManager, Reaper, Tunnels, LogHandlers,
+]  # fmt: skip
+
+
+class ManagerParts:
+    """All parts of the manager.
+
+    Args:
+        parent: whose configuration they have.
+        database: where services are kept.
+        hub: the manager's own, whose tokens may be let in; None: it has none.
+        service_name: at that Hub.
+
+    Raises:
+        TraitError: a setting is wrong.
+
+    """
+
+    def __init__(
+        self, parent: Configurable, database: Database, hub: Hub | None = None, service_name: str = ""
+    ) -> None:
+        self.credentials = Credentials(parent=parent)
+        self.credentials.hub, self.credentials.service_name = hub, service_name
+        self.secrets = ServiceSecrets(parent=parent)
+        self.logs = LogHandlers(parent=parent, database=database)
+        self._config = ConfigFile(parent=parent)
+        self._cluster = Cluster(parent=parent)
+        self._reports = Reports(parent=parent)
+        self._tunnels = Tunnels(parent=parent)
+        descriptions, texts, homes = Descriptions(parent=parent), StatusTexts(parent=parent), Userhomes(parent=parent)
+        rows = Rows(database)
+        self._watching = Watching(
+            parent=parent, cluster=self._cluster, descriptions=descriptions, texts=texts, reports=self._reports
+        )
+        self.services = ServiceManager(
+            parent=parent, rows=rows, cluster=self._cluster, descriptions=descriptions, secrets=self.secrets,
+            homes=homes, watching=self._watching, reports=self._reports,
+        )  # fmt: skip
+        self._reaper = Reaper(
+            parent=parent, rows=rows, manager=self.services, watching=self._watching, reports=self._reports
+        )
+        self._config.load([self.credentials, self.secrets, descriptions, homes, texts, self.services, self._tunnels])
+        self.credentials.load()
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """What requests need is there; the database is open before.
+
+        Raises:
+            TraitError: the cluster is not known, or does not let us.
+
+        """
+        async with AsyncExitStack() as stack:
+            await self.logs.start()
+            stack.push_async_callback(self.logs.stop)
+            try:
+                for part in (self._cluster, self._reports, self._watching):
+                    await part.start()
+                    stack.push_async_callback(part.stop)
+            except ConfigException as error:
+                raise TraitError(f"the manager has no cluster: set KUBECONFIG, or run in a pod ({error})") from None
+            except ApiException as error:
+                raise TraitError(f"the manager can't look after pods in {self._cluster.namespace}: {error}") from None
+            yield
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """What was left is taken up, and what ends is cleaned up; Hubs know that we are here."""
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.services.close)
+            await self.services.recover()
+            for part in (self._config, self._reaper, self._tunnels):
+                await part.start()
+                stack.push_async_callback(part.stop)
+            yield
