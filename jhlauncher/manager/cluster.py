@@ -51,6 +51,9 @@ class Cluster(LoggingConfigurable):
         help="What this manager is called in the cluster, a part of the names of Secrets. "
         "Default: $DEPLOYMENT_NAME, or else `k8smgr`."
     ).tag(config=True)
+    kubeconfig = Unicode(
+        help="How the cluster is reached. Default: $KUBECONFIG; with neither, the pod's service account."
+    ).tag(config=True)
     request_timeout = Float(30, min=1, help="Seconds to wait for an answer of the API server.").tag(config=True)
 
     @default("namespace")
@@ -62,15 +65,19 @@ class Cluster(LoggingConfigurable):
     def _default_deployment_name(self) -> str:
         return deployment_name()
 
+    @default("kubeconfig")
+    def _default_kubeconfig(self) -> str:
+        return environment.text("KUBECONFIG")
+
     async def start(self) -> None:
-        """Make the client: of $KUBECONFIG, or of the pod's service account. No request is sent.
+        """Make the client. No request is sent.
 
         Raises:
-            config.ConfigException: there is neither.
+            config.ConfigException: it is not known how the cluster is reached.
 
         """
-        if environment.text("KUBECONFIG"):
-            await config.load_kube_config()
+        if self.kubeconfig:
+            await config.load_kube_config(config_file=self.kubeconfig)
         else:
             config.load_incluster_config()
         self.client = client.ApiClient()

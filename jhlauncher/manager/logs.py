@@ -40,15 +40,16 @@ _JSON = "%(asctime)s %(levelno)s %(levelname)s %(name)s %(pathname)s %(lineno)s 
 _JSON_NAMES = {
     "name": "logger", "pathname": "file", "lineno": "line", "funcName": "function", "message": "Message",
 }  # fmt: skip
-_USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+_USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "color", "end_color"}
+"""What is no extra: the last two are marks of Tornado's formatter."""
 
 
 class _SimpleFormatter(logging.Formatter):
     """A line with what else the record carries."""
 
     def format(self, record: logging.LogRecord) -> str:
-        extras = (f" --- {key}={value}" for key, value in vars(record).items() if key not in _USUAL)
-        return super().format(record) + "".join(extras)
+        line = super().format(record)  # which leaves marks in the record
+        return line + "".join(f" --- {key}={value}" for key, value in vars(record).items() if key not in _USUAL)
 
 
 class _LinesToSyslog(logging.handlers.SysLogHandler):
@@ -217,7 +218,7 @@ class LogHandlers(LoggingConfigurable):
             handler = await asyncio.to_thread(self._make, name, configuration)
         except (OSError, ValueError, smtplib.SMTPException) as error:
             raise BadInput([f"The handler {name} can't be made: {error}"]) from error
-        json_formatter = JsonFormatter(_JSON, rename_fields=_JSON_NAMES)
+        json_formatter = JsonFormatter(_JSON, rename_fields=_JSON_NAMES, reserved_attrs=sorted(_USUAL))
         handler.setFormatter(json_formatter if configuration["formatter"] == "json" else _SimpleFormatter(_SIMPLE))
         handler.setLevel(log_settings.level_number(configuration["level"]))
         return handler
@@ -254,10 +255,13 @@ class LogHandlers(LoggingConfigurable):
     def _syslog(self, configuration: Json) -> logging.Handler:
         place = configuration["address"]
         kind = getattr(socket, configuration["socktype"].rpartition(".")[2])
-        if isinstance(place, list) and kind == socket.SOCK_STREAM:
-            socket.create_connection(
-                (place[0], place[1]), self.connect_timeout
-            ).close()  # logging's own has no time-out
+        # logging's own way has no time-out, and takes a path where nobody listens
+        if isinstance(place, str):
+            with socket.socket(socket.AF_UNIX, kind) as connection:
+                connection.settimeout(self.connect_timeout)
+                connection.connect(place)
+        elif kind == socket.SOCK_STREAM:
+            socket.create_connection((place[0], place[1]), self.connect_timeout).close()
         of = _LinesToSyslog if kind == socket.SOCK_STREAM else logging.handlers.SysLogHandler
         return of(tuple(place) if isinstance(place, list) else place, socktype=kind)
 
