@@ -7,10 +7,13 @@ import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tornado.web import RequestHandler
 from traitlets import Bool, TraitError, Unicode, default, validate
+from traitlets.config import Configurable
 
 from . import environment
 from .handlers import ROUTES
@@ -115,20 +118,15 @@ class LauncherApp(HTTPService):
         self.parts = Parts(self, self.signing_key)
         self.manager_parts = self._manager_parts() if self.manager else None
 
+    def configurables(self) -> list[type[Configurable]]:
+        """Whose settings the configuration may have: the manager's, too, where it is asked for."""
+        if not self.manager:
+            return list(self.classes)
+        return [*self.classes, *_manager().CONFIGURABLE]
+
     def _manager_parts(self) -> ManagerParts:
-        """The manager's, which only those import that have what it needs.
-
-        Raises:
-            TraitError: that is not installed, or a setting is wrong.
-
-        """
-        try:
-            from .manager.parts import ManagerParts
-        except ModuleNotFoundError as error:
-            raise TraitError(
-                f"LauncherApp.manager needs the package {error.name}, which the extra [manager] installs"
-            ) from error
-        return ManagerParts(self, self.parts.database, self.parts.hub, self.service_name)
+        parts: ManagerParts = _manager().ManagerParts(self, self.parts.database, self.parts.hub, self.service_name)
+        return parts
 
     def path(self) -> str:
         """Below which everything answers."""
@@ -178,6 +176,21 @@ class LauncherApp(HTTPService):
     def ends(self) -> list[asyncio.Event]:
         """Another process has taken this one's place."""
         return [self.parts.worker.superseded]
+
+
+def _manager() -> ModuleType:
+    """The manager's parts, which only those import that want it: it needs more than the launcher does.
+
+    Raises:
+        TraitError: what it needs is not installed.
+
+    """
+    try:
+        return import_module("jhlauncher.manager.parts")
+    except ModuleNotFoundError as error:
+        raise TraitError(
+            f"LauncherApp.manager needs the package {error.name}, which the extra [manager] installs"
+        ) from error
 
 
 def main(argv: list[str] | None = None) -> None:

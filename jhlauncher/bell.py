@@ -23,3 +23,14 @@ class Bell:
     def listen(self) -> asyncio.Event:
         """What is set by the next ring."""
         return self._rung
+
+
+async def first_ring(rung: list[asyncio.Event], timeout: float) -> None:
+    """Wait for the first of what `Bell.listen` gave; the time-out, in seconds, is for what nobody tells."""
+    waits = [asyncio.create_task(event.wait()) for event in rung]
+    try:
+        await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)

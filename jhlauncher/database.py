@@ -202,6 +202,11 @@ class Database(LoggingConfigurable):
             engine.dispose()
 
     @property
+    def file(self) -> str:
+        """The path of SQLite's; empty with PostgreSQL."""
+        return self._url.database or "" if self.on_sqlite else ""
+
+    @property
     def label(self) -> str:
         """The URL without its password, and with the whole path of a file."""
         if self.on_sqlite:

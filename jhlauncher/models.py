@@ -410,6 +410,10 @@ class Caller:
         """``user:alice`` or ``service:platform``."""
         return f"{self.kind}:{self.name}"
 
+    def reaches_service(self, name: str) -> bool:
+        """Whether the caller may use this service of the Hub's."""
+        return not self.scopes.isdisjoint({"access:services", f"access:services!service={name}"})
+
     def holds(self, scope: str, user: str, server: str, groups: frozenset[str] = frozenset()) -> bool:
         """Whether a scope of the caller covers this user's server.
 

@@ -36,6 +36,8 @@ class HTTPService(Application):
 
     version = __version__
     raise_config_file_errors = True
+    usual_config_file = "jhlauncher_config.py"
+    """Which one is read if none is named and it is there."""
     aliases = {
         "config": "HTTPService.config_file",
         "f": "HTTPService.config_file",
@@ -50,7 +52,8 @@ class HTTPService(Application):
     }
 
     config_file = Unicode(
-        help="Configuration file. Default: ./jhlauncher_config.py if there is one. --generate-config writes it."
+        help="Configuration file. Default: ./jhlauncher_config.py if there is one (of the manager: "
+        "./jhlauncher_manager_config.py). --generate-config writes it."
     ).tag(config=True)
     generate_config = Bool(False, help="Write a configuration file with every setting commented out.").tag(config=True)
     bind_url = Unicode(
@@ -76,6 +79,10 @@ class HTTPService(Application):
 
         """
         raise NotImplementedError
+
+    def configurables(self) -> list[type[Configurable]]:
+        """Whose settings the configuration may have."""
+        return list(self.classes)
 
     def path(self) -> str:
         """Below which everything answers: ``/`` or ``/PATH/``."""
@@ -144,7 +151,7 @@ class HTTPService(Application):
         super().exit(2 if exit_status == 1 else exit_status)
 
     def _load_configuration(self) -> None:
-        path = Path(self.config_file or "jhlauncher_config.py")
+        path = Path(self.config_file or self.usual_config_file)
         if self.config_file and (path.suffix not in (".py", ".json") or not path.is_file()):
             raise TraitError(f"there is no configuration file {path} (its name must end in .py or .json)")
         try:
@@ -154,7 +161,7 @@ class HTTPService(Application):
 
     def _refuse_unknown_settings(self) -> None:
         """A misspelt setting would otherwise leave its default in force, which for a policy nobody wants."""
-        configurables: list[type[Configurable]] = [*self.classes, type(self)]
+        configurables = [*self.configurables(), type(self)]
         for cls in configurables:
             for ancestor in cls.__mro__:
                 unknown = self.config.get(ancestor.__name__, {}).keys() - cls.class_trait_names(config=True)
@@ -231,7 +238,7 @@ class HTTPService(Application):
         return server
 
     def _write_config(self) -> None:
-        path = Path(self.config_file or "jhlauncher_config.py")
+        path = Path(self.config_file or self.usual_config_file)
         try:
             with path.open("x", encoding="utf-8") as file:
                 file.write(self.generate_config_file())

@@ -23,7 +23,9 @@ from tornado.netutil import bind_unix_socket, ssl_options_to_context
 
 from jhlauncher import __version__
 from jhlauncher.app import LauncherApp
+from jhlauncher.manager.app import ManagerApp
 from jhlauncher.ports import SERVICES, free_port
+from jhlauncher.service import HTTPService
 from tests.conftest import running_service, until
 from tests.fake_hub import PLATFORM_TOKEN, SERVICE_TOKEN, FakeHub, FakeServer
 
@@ -288,6 +290,6 @@ async def test_url_that_the_hub_knows(hub: FakeHub, monkeypatch: pytest.MonkeyPa
 
 
 def test_configuration_names_every_trait_with_help():
-    for section in (LauncherApp, *LauncherApp.classes):
+    for section in (LauncherApp, HTTPService, ManagerApp, *LauncherApp.classes, *ManagerApp.classes):
         for name, trait in section.class_own_traits(config=True).items():
             assert len(trait.help) > 10, f"{section.__name__}.{name} has no help"

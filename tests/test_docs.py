@@ -57,13 +57,23 @@ def test_commands_of_the_readme_exist():
 def test_settings_named_in_the_docs_exist():
     from jhlauncher.app import LauncherApp
     from jhlauncher.engines import ENGINES
+    from jhlauncher.manager.app import ManagerApp
     from jhlauncher.spawner import LauncherSpawnerMixin
 
     spawners = [import_item(path) for path in ENGINES.values()]
-    classes = {cls.__name__: cls for cls in (*LauncherApp.classes, LauncherApp, *spawners, LauncherSpawnerMixin)}
-    text = "".join(DOCS.values())
-    for name, trait in re.findall(
-        r"\b(?:c\.)?(Hub|Launcher\w*|Policy|Progress|Store|Database|Replicas|Lifecycle|Reconciler|StartBound|Feed)\.(\w+)",
-        text,
-    ):
+    apps = (LauncherApp, ManagerApp)
+    known = (*LauncherApp.classes, *ManagerApp.classes, *apps, *spawners, LauncherSpawnerMixin)
+    classes = {cls.__name__: cls for cls in known}
+    for name, trait in re.findall(rf"\b(?:c\.)?({'|'.join(classes)})\.(\w+)", "".join(DOCS.values())):
         assert trait in classes[name].class_trait_names(), f"{name}.{trait}"
+
+
+def test_every_key_of_config_json_is_documented():
+    from jhlauncher.manager.parts import CONFIGURABLE
+
+    table = DOCS["manager.md"].partition("## config.json")[2].partition("## Logs")[0]
+    for cls in CONFIGURABLE:
+        for trait in cls.class_traits(config=True).values():
+            key = trait.metadata.get("key", "")
+            section, _, last = key.rpartition(".")
+            assert not key or re.search(rf"`({re.escape(section)})?\.?{last}`", table), key

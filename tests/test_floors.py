@@ -38,7 +38,7 @@ handlers
 service
 manager manager.errors manager.files
 manager.rendering
-manager.log_settings manager.secrets manager.status
+manager.log_settings manager.service_secrets manager.status
 manager.cluster manager.descriptions manager.homes manager.reports manager.rows manager.credentials manager.tunnels
 manager.logs manager.settings
 manager.watching

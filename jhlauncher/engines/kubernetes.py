@@ -14,6 +14,7 @@ from kubespawner import KubeSpawner
 from kubespawner.slugs import safe_slug
 from traitlets import Float, Unicode, default
 
+from ..bell import first_ring
 from ..failures import MAX_LINES, Evidence, Failure, StartFailed
 from ..models import Gpu, LaunchSpec, Volume
 from ..reflectors import telling
@@ -217,7 +218,7 @@ class KubernetesLaunch(LauncherSpawnerMixin):
                 )
                 if self._suspicion and not patient and loop.time() - waiting_since >= self.scheduling_timeout:
                     return self._suspicion
-            await _any_rings(rung, 1 if waiting_since else 30)
+            await first_ring(rung, 1 if waiting_since else 30)
 
     def _reflectors(self) -> list[Any]:
         return [each for each in (self.pod_reflector, self.event_reflector) if each]
@@ -344,14 +345,3 @@ def _claim(volume: Volume, user: str) -> Any:
             resources=client.V1VolumeResourceRequirements(requests={"storage": str(new.size)}),
         ),
     )
-
-
-async def _any_rings(rung: list[asyncio.Event], timeout: float) -> None:
-    """Wait for the first of them; the time-out is for what nobody tells."""
-    waits = [asyncio.create_task(event.wait()) for event in rung]
-    try:
-        await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)

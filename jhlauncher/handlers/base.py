@@ -68,7 +68,7 @@ class BaseHandler(RequestHandler):
     async def prepare(self) -> None:
         """Turn away whom this service does not serve."""
         if self.serving.draining:
-            raise ShuttingDown("The launcher is stopping. Try again.", retry_after=10)
+            raise ShuttingDown("The service is stopping. Try again.", retry_after=10)
         if not self._answers_to(str(self.request.method)):
             raise MethodNotAllowed(f"This resource does not answer to {self.request.method}.")
         if self.needs_caller:
@@ -151,7 +151,7 @@ class BaseHandler(RequestHandler):
                 task.uncancel()  # it was `interrupt`, perhaps twice, and what follows is the answer
             if self.serving.draining:
                 raise ShuttingDown(
-                    "The launcher has been stopped meanwhile; what JupyterHub was asked goes on there.",
+                    "The service has been stopped meanwhile; what was asked for may go on.",
                     retry_after=10,
                 ) from None
             self.set_status(499, "Client Closed Request")
@@ -222,7 +222,7 @@ class BaseHandler(RequestHandler):
             return MethodNotAllowed(f"This resource does not answer to {self.request.method}.")
         if status < 500:
             return CallerError("The request is not valid HTTP for this service.")
-        return LauncherError("The launcher has failed; its log tells why.")
+        return LauncherError("The service has failed; its log tells why.")
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log a traceback for bugs only: what has a name is told where it happens, and in the access log."""

@@ -62,9 +62,8 @@ class HubHandler(BaseHandler):
 
         """
         caller = await self.authenticate()
-        access = "access:services"
-        if caller.scopes.isdisjoint({access, f"{access}!service={self.services.service_name}"}):
-            needs = f"{access}!service={self.services.service_name}"
+        if not caller.reaches_service(self.services.service_name):
+            needs = f"access:services!service={self.services.service_name}"
             raise Forbidden(f"Your token can't reach this service: {needs} is needed.", details={"needs": needs})
         self.caller = caller
 

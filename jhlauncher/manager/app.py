@@ -27,6 +27,7 @@ class ManagerApp(HTTPService):
     name = "jhlauncher manager"
     description = __doc__ or ""
     classes = [Database, *CONFIGURABLE]
+    usual_config_file = "jhlauncher_manager_config.py"
     aliases = {**HTTPService.aliases, "ip": "ManagerApp.ip", "port": "ManagerApp.port"}
 
     ip = Unicode("127.0.0.1", help="Where to listen. All addresses: 0.0.0.0 or ::.").tag(config=True)

@@ -23,7 +23,6 @@ from traitlets.config import LoggingConfigurable
 from .. import environment
 from .errors import BadDescription, KubernetesRefused
 from .rendering import Json, Ref, labelled, ref_of
-from .secrets import deployment_name
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 INSTANCE = "jhlauncher.jupyter.org/manager"
@@ -56,6 +55,10 @@ class Cluster(LoggingConfigurable):
     ).tag(config=True)
     request_timeout = Float(30, min=1, help="Seconds to wait for an answer of the API server.").tag(config=True)
 
+    retry_delay = Float(
+        0.5, min=0.01, help="Seconds before a busy API server is asked again; twice as long each of four times."
+    ).tag(config=True)
+
     @default("namespace")
     def _default_namespace(self) -> str:
         own = _OWN_NAMESPACE.read_text(encoding="ascii").strip() if _OWN_NAMESPACE.is_file() else "default"
@@ -63,7 +66,7 @@ class Cluster(LoggingConfigurable):
 
     @default("deployment_name")
     def _default_deployment_name(self) -> str:
-        return deployment_name()
+        return environment.text("DEPLOYMENT_NAME", "k8smgr")
 
     @default("kubeconfig")
     def _default_kubeconfig(self) -> str:
@@ -118,16 +121,15 @@ class Cluster(LoggingConfigurable):
             KubernetesRefused: it was not done, for example because the object is somebody else's.
 
         """
-        try:
+        # looked for first: what is only a part of an object can't be made, and would be refused as such
+        if await self._ours(ref_of(item), key) is None:
             await self.create(item, key)
-        except KubernetesRefused as error:
-            if error.code != 409 or await self._ours(ref_of(item), key) is None:
-                raise
+        else:
             path = await self._path(ref_of(item))
             await self._request("PATCH", path, labelled(item, self.labels(key)), "application/merge-patch+json")
 
     async def remove(self, refs: Iterable[Ref], key: str) -> None:
-        """Remove objects of a service, one after the other; all are tried.
+        """Remove objects of a service, one after the other; all are tried, unless Kubernetes does not answer.
 
         Raises:
             KubernetesRefused: one could not be removed.
@@ -140,6 +142,8 @@ class Cluster(LoggingConfigurable):
             except KubernetesRefused as error:
                 self.log.warning("%s can't be removed: %s", ref, error.message)
                 problem = error
+                if not error.code:
+                    break
             except BadDescription:
                 pass  # of a kind that the cluster does not know, there is nothing
         if problem:
@@ -182,11 +186,11 @@ class Cluster(LoggingConfigurable):
         query = f"?container={quote(container)}&tailLines={lines}&previous={str(previous).lower()}"
         path = f"/api/v1/namespaces/{quote(self.namespace)}/pods/{quote(pod)}/log{query}"
         try:
-            text = await self._request("GET", path)
+            text = await self._text("GET", path)
         except KubernetesRefused as error:
             self.log.info("No log of %s: %s", pod, error.message)
             return []
-        return str(text).rstrip().splitlines()[-lines:] if text else []
+        return text.rstrip().splitlines()[-lines:]
 
     # -- how
 
@@ -213,9 +217,9 @@ class Cluster(LoggingConfigurable):
             self._kinds[version] = asyncio.create_task(self._discover(version), name=f"discovery of {version}")
         try:
             return await asyncio.shield(self._kinds[version])
-        except KubernetesRefused as error:
+        except Exception as error:
             self._kinds.pop(version, None)
-            if error.code == 404:
+            if isinstance(error, KubernetesRefused) and error.code == 404:
                 raise BadDescription(f"the cluster has no API {version}") from error
             raise
 
@@ -228,29 +232,46 @@ class Cluster(LoggingConfigurable):
         }
 
     async def _request(self, method: str, path: str, body: Json | None = None, kind: str = "application/json") -> Any:
-        """The API server's answer, as JSON or text.
+        """The API server's answer.
 
         Raises:
             KubernetesRefused: it is an error, or there is none.
 
         """
+        text = await self._text(method, path, body, kind)
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise KubernetesRefused(f"{method} {path} was not answered by Kubernetes", 0) from error
+
+    async def _text(self, method: str, path: str, body: Json | None = None, kind: str = "application/json") -> str:
+        """The API server's answer; asked again while it has too much to do (429, 503)."""
+        delay = self.retry_delay
+        while True:
+            try:
+                return await self._once(method, path, body, kind)
+            except KubernetesRefused as error:
+                if error.code not in (429, 503) or delay > self.retry_delay * 8:
+                    raise
+                self.log.info("Kubernetes is busy (%i to %s %s); again in %g s", error.code, method, path, delay)
+            await asyncio.sleep(delay)
+            delay *= 2
+
+    async def _once(self, method: str, path: str, body: Json | None, kind: str) -> str:
         headers = {"Accept": "application/json", "Content-Type": kind}
         try:
             answer = await self.client.call_api(
                 path, method, header_params=headers, body=body, auth_settings=["BearerToken"],
                 _preload_content=False, _return_http_data_only=True, _request_timeout=self.request_timeout,
             )  # fmt: skip
-            text = await answer.text()
+            text: str = await answer.text(errors="replace")  # a log may have any bytes
         except client.ApiException as error:
             raise KubernetesRefused(_message(error.body, error.reason), error.status or 0) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise KubernetesRefused(f"Kubernetes does not answer ({type(error).__name__})", 0) from error
         if answer.status >= 400:
             raise KubernetesRefused(_message(text, answer.reason), answer.status)
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
+        return text
 
 
 def _root(version: str) -> str:

@@ -1,8 +1,8 @@
 """Who calls the manager: Hubs with a name and a password or a token, or with a token of the Hub that it belongs to.
 
-Passwords and tokens come from the environment and are kept as hashes: scrypt (RFC 7914) with a salt for a password,
-SHA-256 for a token, which is long and random. What has been found right is remembered as a keyed hash, since a Hub asks
-for a service every few seconds. An unknown name costs as much time as a wrong password.
+Passwords and tokens come from the environment and are compared as hashes: scrypt (RFC 7914) with a salt for a password,
+in constant time; SHA-256, looked up, for a token, which is long and random. What has been found right is remembered as
+a keyed hash, since a Hub asks for a service every few seconds. An unknown name costs as much as a wrong password.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from traitlets import Dict, List, TraitError, Unicode
 from traitlets.config import LoggingConfigurable
 
-from ..errors import Unauthenticated
+from ..errors import Forbidden, Temporary, Unauthenticated
 from ..hub import Hub
 from ..models import Caller
 
@@ -33,8 +33,11 @@ LOGS_SCOPE = "custom:jhlauncher:logging"
 """JupyterHub's custom scope for callers with a token of the Hub's."""
 _SCOPES = {"POST": "start:servers", "PATCH": "start:servers", "PUT": "start:servers", "DELETE": "delete:servers"}
 _MIN_TOKEN = 16
+_MOST_WAITING = 50
+"""Passwords that wait to be checked; a hash takes some 50 ms of a core."""
 _HEADER = re.compile(r"(basic|token|bearer)\s+(\S+)\s*", re.IGNORECASE)
 NOT_GIVEN = "Authentication credentials were not provided."
+NOT_PERMITTED = "You do not have permission to perform this action."
 
 
 @dataclass(frozen=True)
@@ -87,30 +90,40 @@ class Credentials(LoggingConfigurable):
         """Take the passwords and tokens from the environment.
 
         Raises:
-            TraitError: a group is unknown, or a token too short.
+            TraitError: a group is unknown, a token too short, or two credentials can't be told apart.
 
         """
         self._key = secrets.token_bytes(32)
-        self._right: dict[bytes, Client] = {}
+        self._right: set[bytes] = set()
+        self._waiting = 0
         self._passwords: dict[str, tuple[bytes, bytes]] = {}
         self._tokens: dict[bytes, str] = {}
         self._checking = asyncio.Semaphore(2)
         self._nobody = _hashed(secrets.token_hex())
+        variables: dict[str, str] = {}
         for name, groups in self.create_user.items():
             unknown = set(groups) - set(_GROUPS)
             if unknown:
                 raise TraitError(f"startup.create_user.{name}: there is no group {min(unknown)!r}")
-            self._load(name)
+            variable = re.sub(r"[^A-Z0-9]", "_", name.upper())
+            if variable in variables:
+                raise TraitError(
+                    f"startup.create_user: {variables[variable]} and {name} would share ${variable}_USER_PASS"
+                )
+            variables[variable] = name
+            self._load(name, variable)
 
-    def _load(self, name: str) -> None:
-        variable = re.sub(r"[^A-Z0-9]", "_", name.upper())
+    def _load(self, name: str, variable: str) -> None:
         password, token = (os.environ.get(f"{variable}_USER_{kind}", "") for kind in ("PASS", "TOKEN"))
         if password:
             self._passwords[name] = _hashed(password)
         if token:
             if not re.fullmatch(rf"\S{{{_MIN_TOKEN},}}", token):
                 raise TraitError(f"${variable}_USER_TOKEN must have at least {_MIN_TOKEN} characters, and no space")
-            self._tokens[hashlib.sha256(token.encode()).digest()] = name
+            digest = hashlib.sha256(token.encode()).digest()
+            if digest in self._tokens:
+                raise TraitError(f"{self._tokens[digest]} and {name} have the same token")
+            self._tokens[digest] = name
         if not password and not token:
             self.log.warning("No credential %s: neither $%s_USER_PASS nor _TOKEN is set", name, variable)
 
@@ -124,20 +137,15 @@ class Credentials(LoggingConfigurable):
 
         Raises:
             Unauthenticated: nobody that is known.
+            Forbidden: somebody whom the Hub does not let reach this service.
 
         """
         match = _HEADER.fullmatch(header)
         if not match:
             raise Unauthenticated(NOT_GIVEN)
-        digest = hmac.digest(self._key, header.encode(), "sha256")
-        known = self._right.get(digest)
-        if known:
-            return known
         kind, secret = match[1].lower(), match[2]
         if kind == "basic":
-            client = self._client(await self._with_password(secret))
-            self._right[digest] = client
-            return client
+            return self._client(await self._with_password(secret))
         name = self._tokens.get(hashlib.sha256(secret.encode()).digest())
         if name:
             return self._client(name)
@@ -153,12 +161,23 @@ class Credentials(LoggingConfigurable):
             found = ""
         if not found:
             raise Unauthenticated("Invalid basic header. Credentials not correctly base64 encoded.")
-        salt, expected = self._passwords.get(name, self._nobody)
-        async with self._checking:
-            actual = (await asyncio.to_thread(_hashed, password, salt))[1]
-        if not hmac.compare_digest(actual, expected) or name not in self._passwords:
+        given = hmac.digest(self._key, f"{name}:{password}".encode(), "sha256")
+        if given not in self._right and not await self._is_right(name, password):
             raise Unauthenticated("Invalid username/password.")
+        self._right.add(given)
         return name
+
+    async def _is_right(self, name: str, password: str) -> bool:
+        if self._waiting >= _MOST_WAITING:
+            raise Temporary("Too many passwords are being checked. Try again.", retry_after=1)
+        salt, expected = self._passwords.get(name, self._nobody)
+        self._waiting += 1
+        try:
+            async with self._checking:
+                actual = (await asyncio.to_thread(_hashed, password, salt))[1]
+        finally:
+            self._waiting -= 1
+        return hmac.compare_digest(actual, expected) and name in self._passwords
 
     async def _with_hub_token(self, token: str) -> Client:
         if not self.hub or not self.hub_credential:
@@ -167,9 +186,8 @@ class Credentials(LoggingConfigurable):
             caller = await self.hub.identify(token)
         except Unauthenticated:
             raise Unauthenticated("Invalid token.") from None
-        access = "access:services"
-        if caller.scopes.isdisjoint({access, f"{access}!service={self.service_name}"}):
-            return Client("", frozenset())
+        if not caller.reaches_service(self.service_name):
+            raise Forbidden(NOT_PERMITTED)
         return Client(self.hub_credential, frozenset(), caller)
 
 

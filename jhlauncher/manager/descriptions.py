@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
+import json
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from traitlets import Dict, List, TraitError, Unicode, default, validate
 from traitlets.config import LoggingConfigurable
 
@@ -24,7 +24,7 @@ from .files import below, tree
 from .rendering import Json, Rendered, Value
 
 _MAX_BYTES = 4 * 1024 * 1024
-"""Of an input, packed: twice what Kubernetes would take."""
+"""Of an input, packed; a ConfigMap takes a quarter of it."""
 
 
 class Wanted(NamedTuple):
@@ -45,7 +45,7 @@ class Descriptions(LoggingConfigurable):
 
     base = Unicode(
         "/tmp/services/services",  # noqa: S108  (as documented for the K8s Manager)
-        help="Folder in which the rendered description of each service is kept while it is there.",
+        help="Folder in which what PATCH will apply to a service is kept while it is there.",
     ).tag(config=True, key="services.base")
     descriptions = Unicode(
         "/tmp/services/descriptions",  # noqa: S108
@@ -223,35 +223,41 @@ class Descriptions(LoggingConfigurable):
 
     # -- what is kept of a service
 
-    def keep(self, id: str, rendered: Rendered) -> None:
-        """Write what a service is made of, for its owner's eyes only."""
-        folder = self._kept(id)
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)
-        for name, items in ((self.yaml_filename, rendered.objects), (self.yaml_filename_update, rendered.update)):
-            if items:
-                (folder / name).write_text(yaml.safe_dump_all(items), encoding="utf-8")
+    def keep(self, key: str, rendered: Rendered) -> None:
+        """Keep what PATCH is to apply, for the owner's eyes only.
 
-    def kept_update(self, id: str) -> list[Json]:
+        Raises:
+            BadDescription: it can't be written.
+
+        """
+        if not rendered.update:
+            return
+        path = self._kept(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.touch(0o600)
+            path.write_text(json.dumps(rendered.update), encoding="utf-8")
+        except OSError as error:
+            raise BadDescription(f"what is to be kept can't be written: {error}") from error
+
+    def kept_update(self, key: str) -> list[Json]:
         """The objects that PATCH applies to a service.
 
         Raises:
             BadDescription: what was kept can't be read.
 
         """
-        path = self._kept(id) / self.yaml_filename_update
-        nothing = rendering.replacement({"": Value("")}, ("\0", "\0"))
-        return rendering.load(_read(path), nothing, path.name) if path.is_file() else []
+        path = self._kept(key)
+        objects: list[Json] = json.loads(_read(path)) if path.is_file() else []
+        return objects
 
-    def forget(self, id: str) -> None:
+    def forget(self, key: str) -> None:
         """Remove what was kept of a service."""
-        shutil.rmtree(self._kept(id), ignore_errors=True)
+        with suppress(OSError):
+            self._kept(key).unlink(missing_ok=True)
 
-    def _kept(self, id: str) -> Path:
-        path = below(Path(self.base), id)
-        if path is None:
-            raise BadDescription(f"{id} can't be the name of a folder")
-        return path
+    def _kept(self, key: str) -> Path:
+        return Path(self.base) / f"{key}.json"
 
 
 def _read(path: Path) -> str:

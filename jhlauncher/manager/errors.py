@@ -18,6 +18,16 @@ class BadInput(CallerError):
         self.body = body
 
 
+class NotJson(CallerError):
+    """The body is not JSON."""
+
+
+class WrongMediaType(CallerError):
+    """The body is of another kind."""
+
+    status = 415
+
+
 class NoSuchService(NotFound):
     """The credential has no such service; another's is as unknown."""
 
@@ -43,6 +53,10 @@ class StartRefused(LauncherError):
 
 class BadDescription(LauncherError):
     """A service's description is missing or wrong; the text says where, for who writes descriptions."""
+
+
+class HomeFailed(LauncherError):
+    """A user's home can't be made; the text says why."""
 
 
 class KubernetesRefused(LauncherError):

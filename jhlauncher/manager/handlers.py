@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import unquote
 
 from tornado.web import RequestHandler
 
 from ..errors import Forbidden, LauncherError, MethodNotAllowed, NotFound, Unauthenticated
 from ..handlers.base import BaseHandler
 from . import requests
-from .credentials import LOGS, SERVICES, Client
-from .errors import BadInput, StartRefused
+from .credentials import LOGS, NOT_PERMITTED, SERVICES, Client
+from .errors import BadInput, NotJson, StartRefused, WrongMediaType
 from .parts import ManagerParts
 from .rendering import Json
-from .requests import NotJson, WrongMediaType
 from .rows import Row
 
 
@@ -42,7 +40,7 @@ class ManagerHandler(BaseHandler):
         """
         self.caller = await self.manager.credentials.identify(self.request.headers.get("Authorization", ""))
         if not self.caller.may(self.group, str(self.request.method)):
-            raise Forbidden("You do not have permission to perform this action.")
+            raise Forbidden(NOT_PERMITTED)
 
     def json(self) -> Any:
         """The request's body.
@@ -53,6 +51,12 @@ class ManagerHandler(BaseHandler):
 
         """
         return requests.parse_json(self.received(), self.request.headers.get("Content-Type", ""))
+
+    def nothing(self) -> None:
+        """Finish with 204."""
+        self.clear_header("Content-Type")
+        self.set_status(204)
+        self.finish()
 
     def error_body(self, error: LauncherError) -> Any:
         """An error as the clients of the K8s Manager know it."""
@@ -67,7 +71,7 @@ class ManagerHandler(BaseHandler):
         return {"error": error.message, "detailed_error": ""}
 
 
-class AliveHandler(ManagerHandler):
+class HealthHandler(ManagerHandler):
     """``api/health``: for anybody."""
 
     needs_caller = False
@@ -98,8 +102,9 @@ class ServicesHandler(ManagerHandler):
 
     async def post(self) -> None:
         """Start a service; answers when all its objects are made."""
-        headers = self.manager.secrets.headers(self.request.headers)
-        request = requests.start_request(self.json(), self.caller.credential, headers)
+        headers = self.request.headers
+        variables = self.manager.secrets.variables(headers)
+        request = requests.start_request(self.json(), self.caller.credential, headers.get("uuidcode"), variables)
         row = await self.interruptible(self.manager.services.start(request))
         self.answer(row.as_dict(), 201)
 
@@ -111,17 +116,16 @@ class OneServiceHandler(ManagerHandler):
 
     async def get(self, name: str) -> None:
         """A service, and whether it runs."""
-        self.answer(await self._model(await self.manager.services.find(self.caller.credential, unquote(name))))
+        self.answer(await self._model(await self.manager.services.find(self.caller.credential, name)))
 
     async def delete(self, name: str) -> None:
         """Stop a service."""
-        await self.interruptible(self.manager.services.stop(self.caller.credential, unquote(name)))
-        self.set_status(204)
-        self.finish()
+        await self.interruptible(self.manager.services.stop(self.caller.credential, name))
+        self.nothing()
 
     async def patch(self, name: str) -> None:
         """Apply what the description has for that."""
-        row = await self.interruptible(self.manager.services.update(self.caller.credential, unquote(name)))
+        row = await self.interruptible(self.manager.services.update(self.caller.credential, name))
         self.answer(await self._model(row))
 
     put = patch
@@ -170,8 +174,7 @@ class OneLogHandlerHandler(ManagerHandler):
     async def delete(self, name: str) -> None:
         """Remove it."""
         await self.manager.logs.remove(name)
-        self.set_status(204)
-        self.finish()
+        self.nothing()
 
 
 class LogTestHandler(ManagerHandler):
@@ -195,7 +198,7 @@ def _handler_body(body: Any) -> Json:
 
 
 ROUTES: list[tuple[str, type[RequestHandler]]] = [
-    (r"api/health/?", AliveHandler),
+    (r"api/health/?", HealthHandler),
     (r"api/services/?", ServicesHandler),
     (r"api/services/([^/]+)/?", OneServiceHandler),
     (r"api/logs/handler/?", LogHandlersHandler),

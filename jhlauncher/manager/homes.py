@@ -9,7 +9,7 @@ from pathlib import Path
 from traitlets import Dict, Integer, List, Unicode
 from traitlets.config import LoggingConfigurable
 
-from .errors import BadDescription
+from .errors import HomeFailed
 from .files import below, tree
 
 
@@ -47,31 +47,34 @@ class Userhomes(LoggingConfigurable):
             key: the service's, for the name of what is not complete yet.
 
         Raises:
-            BadDescription: it can't be made.
+            HomeFailed: it can't be made.
 
         """
         if not self.base:
             return
-        folder = self.credential_mapping.get(credential, credential) + self.service_suffix.get(service, "")
+        folder = self._folder(credential, service)
         home, new = below(Path(self.base), folder, str(user_id)), below(Path(self.base), folder, f".new-{key}")
         if home is None or new is None:
-            raise BadDescription(f"the home of user {user_id} would not be below {self.base}")
+            raise HomeFailed(f"the home of user {user_id} would not be below {self.base}")
         if os.path.lexists(home):
             return
         try:
             self._copy(below(Path(self.skel), folder), new)
             _rename_new(new, home)
         except OSError as error:
-            raise BadDescription(f"the home of user {user_id} can't be made: {error}") from error
+            raise HomeFailed(f"the home of user {user_id} can't be made: {error}") from error
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
     def abandon(self, credential: str, service: str, key: str) -> None:
-        """Remove what `prepare` may have left when the process was killed. Blocks."""
-        folder = self.credential_mapping.get(credential, credential) + self.service_suffix.get(service, "")
-        new = below(Path(self.base), folder, f".new-{key}") if self.base else None
+        """Remove what `prepare` has left if its process was killed. Blocks."""
+        new = below(Path(self.base), self._folder(credential, service), f".new-{key}") if self.base else None
         if new:
             shutil.rmtree(new, ignore_errors=True)
+
+    def _folder(self, credential: str, service: str) -> str:
+        """Below `base` and `skel`."""
+        return f"{self.credential_mapping.get(credential, credential)}{self.service_suffix.get(service, '')}"
 
     def _copy(self, skeleton: Path | None, new: Path) -> None:
         """A new home, beside where it is to be. Links that lead out of the skeleton are left out."""

@@ -31,7 +31,6 @@ from .errors import BadInput
 from .files import is_inside
 from .rendering import Json
 
-TRACE, DEACTIVATE = 5, 99
 _SIMPLE = (
     "%(asctime)s logger=%(name)s levelno=%(levelno)s levelname=%(levelname)s file=%(pathname)s line=%(lineno)d "
     "function=%(funcName)s : %(message)s"
@@ -96,15 +95,17 @@ class LogHandlers(LoggingConfigurable):
     queue_size = Integer(10_000, min=1, help="Records that may wait for a handler; more are lost.").tag(config=True)
     connect_timeout = Float(5, min=0.1, help="Seconds to wait for a mail or syslog server.").tag(config=True)
 
-    def __init__(self, database: Database, **kwargs: Any) -> None:
+    def __init__(self, database: Database, protected: Callable[[], list[Path]], **kwargs: Any) -> None:
+        """``protected``: folders and files of the manager's own, where no log may be."""
         super().__init__(**kwargs)
         self._database = database
+        self._protected = protected
         self._logger = logging.getLogger(self.log.name)
         self._own_level = self._logger.getEffectiveLevel()
         self._active: dict[str, _Threaded] = {}
         self._changing = asyncio.Lock()
-        logging.addLevelName(TRACE, "TRACE")
-        logging.addLevelName(DEACTIVATE, "DEACTIVATE")
+        for name in ("TRACE", "DEACTIVATE"):
+            logging.addLevelName(log_settings.LEVELS[name], name)
 
     # -- start and stop
 
@@ -145,7 +146,7 @@ class LogHandlers(LoggingConfigurable):
             BadInput: it can't be; nothing has changed.
 
         """
-        if name not in log_settings.DEFAULTS:
+        if not isinstance(name, str) or name not in log_settings.DEFAULTS:
             raise BadInput({"handler": [f'"{name}" is not a valid choice.']})
         async with self._changing:
             if name in await self._kept():
@@ -177,10 +178,9 @@ class LogHandlers(LoggingConfigurable):
 
     def test(self) -> None:
         """Log something at each level."""
-        levels = {"Trace": TRACE, "Debug": 10, "Info": 20, "Warn": 30, "Error": 40, "Critical": 50}
-        for message, level in levels.items():
-            extra = {"Extra1": "message1"} if level == 50 else None
-            self._logger.log(level, message, extra=extra)
+        for message in ("Trace", "Debug", "Info", "Warn", "Error", "Critical"):
+            extra = {"Extra1": "message1"} if message == "Critical" else None
+            self._logger.log(log_settings.LEVELS[message.upper()], message, extra=extra)
 
     # -- how
 
@@ -233,6 +233,8 @@ class LogHandlers(LoggingConfigurable):
         path = Path(configuration["filename"])
         if not any(is_inside(path, Path(folder)) for folder in self.file_folders):
             raise ValueError(f"{path} is not below {' or '.join(self.file_folders)}")
+        if any(is_inside(path, own) for own in self._protected()):
+            raise ValueError(f"{path} is a place of the manager's own")
         return logging.handlers.TimedRotatingFileHandler(
             path, when=configuration["when"], backupCount=configuration["backupCount"], encoding="utf-8"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from kubernetes_asyncio.client import ApiException
 from kubernetes_asyncio.config import ConfigException
@@ -20,7 +21,7 @@ from .logs import LogHandlers
 from .reaper import Reaper
 from .reports import Reports
 from .rows import Rows
-from .secrets import ServiceSecrets
+from .service_secrets import ServiceSecrets
 from .services import ServiceManager
 from .settings import ConfigFile
 from .status import StatusTexts
@@ -53,19 +54,31 @@ class ManagerParts:
         self.credentials = Credentials(parent=parent)
         self.credentials.hub, self.credentials.service_name = hub, service_name
         self.secrets = ServiceSecrets(parent=parent)
-        self.logs = LogHandlers(parent=parent, database=database)
         self._config = ConfigFile(parent=parent)
         self._cluster = Cluster(parent=parent)
         self._reports = Reports(parent=parent)
-        self._tunnels = Tunnels(parent=parent)
         descriptions, texts, homes = Descriptions(parent=parent), StatusTexts(parent=parent), Userhomes(parent=parent)
+        self._tunnels = Tunnels(parent=parent, stage=descriptions.stage)
         rows = Rows(database)
+
+        def protected() -> list[Path]:
+            own = [
+                descriptions.base,
+                descriptions.descriptions,
+                homes.base,
+                homes.skel,
+                self._config.path,
+                database.file,
+            ]
+            return [Path(path) for path in own if path]
+
+        self.logs = LogHandlers(parent=parent, database=database, protected=protected)
         self._watching = Watching(
             parent=parent, cluster=self._cluster, descriptions=descriptions, texts=texts, reports=self._reports
         )
         self.services = ServiceManager(
             parent=parent, rows=rows, cluster=self._cluster, descriptions=descriptions, secrets=self.secrets,
-            homes=homes, watching=self._watching, reports=self._reports,
+            homes=homes, watching=self._watching,
         )  # fmt: skip
         self._reaper = Reaper(
             parent=parent, rows=rows, manager=self.services, watching=self._watching, reports=self._reports
@@ -75,7 +88,7 @@ class ManagerParts:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
-        """What requests need is there; the database is open before.
+        """What requests need is there, and what was left is taken up; the database is open before.
 
         Raises:
             TraitError: the cluster is not known, or does not let us.
@@ -92,14 +105,14 @@ class ManagerParts:
                 raise TraitError(f"the manager has no cluster: set KUBECONFIG, or run in a pod ({error})") from None
             except ApiException as error:
                 raise TraitError(f"the manager can't look after pods in {self._cluster.namespace}: {error}") from None
+            stack.push_async_callback(self.services.close)
+            await self.services.recover()
             yield
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
-        """What was left is taken up, and what ends is cleaned up; Hubs know that we are here."""
+        """What ends is cleaned up, and Hubs know that we are here."""
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(self.services.close)
-            await self.services.recover()
             for part in (self._config, self._reaper, self._tunnels):
                 await part.start()
                 stack.push_async_callback(part.stop)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
 from traitlets import Float, Integer
 from traitlets.config import LoggingConfigurable
@@ -19,6 +20,8 @@ from .watching import Watching
 
 _AT_ONCE = 10
 """Hubs that are asked at the same time."""
+_SLACK = 120
+"""Seconds after which a start that must be over is taken to be lost."""
 
 
 class Reaper(LoggingConfigurable):
@@ -44,50 +47,53 @@ class Reaper(LoggingConfigurable):
         self._watching = watching
         self._reports = reports
         self._refusals: dict[str, int] = {}
-        self._asked = time.monotonic()
 
     async def start(self) -> None:
         """Begin."""
-        self._task = asyncio.create_task(self._rounds(), name="reaper")
+        rounds = {"reaper": (self._clean, self.interval), "known to Hubs": (self._ask_hubs, self.hub_interval)}
+        self._tasks = [
+            asyncio.create_task(self._rounds(work, interval), name=name)
+            for name, (work, interval) in rounds.items()
+            if interval
+        ]
 
     async def stop(self) -> None:
         """End."""
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _rounds(self) -> None:
+    async def _rounds(self, work: Callable[[list[Row]], Awaitable[None]], interval: float) -> None:
         while True:
-            await asyncio.sleep(self.interval)
+            await asyncio.sleep(interval)
             try:
-                await self._round()
+                await work(await self._rows.all())
             except LauncherError as error:
                 self.log.warning("The services can't be looked through now: %s", error.message)
             except Exception:
                 self.log.exception("The services could not be looked through")
 
-    async def _round(self) -> None:
-        rows = await self._rows.all()
+    async def _clean(self, rows: list[Row]) -> None:
         for row in rows:
-            left = row.state == "starting" and not self._manager.is_starting(row)
-            if row.stop_pending or left:
-                self._remove(row, "is to be stopped, but was not removed yet", quiet=row.stop_pending)
+            overdue = time.time() - row.created > self._manager.start_timeout + _SLACK
+            if row.stop_pending or (row.state == "starting" and overdue):
+                self.log.info("Service %s is to be stopped, and was not removed yet", row)
+                self._manager.end(row)
             elif row.state == "started" and self._watching.down_for(row.key) > self.ended_grace:
                 self._remove(row, "has not been running for a while")
-        self._refusals = {row.key: self._refusals.get(row.key, 0) for row in rows}
-        if self.hub_interval and time.monotonic() - self._asked >= self.hub_interval:
-            self._asked = time.monotonic()
-            await self._ask_hubs([row for row in rows if row.state == "started" and not row.stop_pending])
 
-    def _remove(self, row: Row, why: str, quiet: bool = False) -> None:
-        self.log.log(20 if quiet else 30, "Service %s %s; it is removed", row, why)
+    def _remove(self, row: Row, why: str) -> None:
+        self.log.warning("Service %s %s; it is removed", row, why)
         self._manager.end(row)
 
     async def _ask_hubs(self, rows: list[Row]) -> None:
+        rows = [row for row in rows if row.state == "started" and not row.stop_pending]
+        self._refusals = {row.key: self._refusals.get(row.key, 0) for row in rows}
         gate = asyncio.Semaphore(_AT_ONCE)
 
         async def one(row: Row) -> None:
             async with gate:
-                contact = await self._manager.contact(row)
+                contact = await self._watching.contact(row)
                 known = await self._reports.known(contact) if contact else "unclear"
             if known == "unclear":
                 return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import html
+import json
 import ssl
 import tempfile
 from collections.abc import Mapping
@@ -20,9 +21,11 @@ from traitlets import Bool, Float, Integer
 from traitlets.config import LoggingConfigurable
 
 from .rendering import Json
-from .secrets import CERTIFICATES
+from .service_secrets import CERTIFICATES
 from .status import Details
 
+_LONGEST = 65_536
+"""Bytes of an answer that are looked at."""
 Known = Literal["yes", "no", "unclear"]
 
 
@@ -35,15 +38,28 @@ class Contact:
     token: str = field(repr=False)
     certs: Mapping[str, str] | None = field(default=None, repr=False)
 
+    @property
+    def host(self) -> str:
+        """For logs."""
+        return urlsplit(self.api_url).hostname or ""
+
     @classmethod
     def of(cls, env: Mapping[str, Any], certs: Mapping[str, str] | None = None) -> Contact | None:
         """From a service's environment; None if the Hub's address is not in it."""
         api_url, status_url = (str(env.get(f"JUPYTERHUB_{name}_URL") or "") for name in ("API", "STATUS"))
         token = str(env.get("JUPYTERHUB_API_TOKEN") or "")
-        if urlsplit(api_url).scheme not in ("http", "https") or not token:
+        if not _is_url(api_url) or not token:
             return None
         api_url = api_url.rstrip("/")
         return cls(api_url, f"{api_url}/{status_url.lstrip('/')}" if status_url else "", token, certs)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname)
+    except ValueError:
+        return False
 
 
 def progress(number: int, message: str) -> Json:
@@ -71,7 +87,9 @@ class Reports(LoggingConfigurable):
         """Make the client; no request is sent."""
         self._tails: dict[str, asyncio.Task[None]] = {}
         self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(self.timeout), cookie_jar=aiohttp.DummyCookieJar()
+            connector=aiohttp.TCPConnector(limit=0, limit_per_host=10),
+            timeout=aiohttp.ClientTimeout(self.timeout),
+            cookie_jar=aiohttp.DummyCookieJar(),
         )
 
     async def stop(self) -> None:
@@ -93,35 +111,46 @@ class Reports(LoggingConfigurable):
             await asyncio.wait([before])
         delay = self.retry_delay
         for attempt in range(1, self.attempts + 1):
-            status = await self._request("POST", contact.status_url, contact, event)
+            status, _ = await self._request("POST", contact.status_url, contact, event)
             if status and status < 500:
                 if status >= 400:
-                    self.log.warning("%s does not take a status event: %i", contact.status_url, status)
+                    self.log.warning("The Hub at %s does not take a status event: %i", contact.host, status)
                 return
             if attempt < self.attempts:
                 await asyncio.sleep(delay)
                 delay *= 2
-        self.log.warning("%s can't be told of a status event", contact.status_url)
+        self.log.warning("The Hub at %s can't be told of a status event", contact.host)
 
     async def known(self, contact: Contact) -> Known:
         """Whether the Hub still knows the service: its token is good as long as the Hub has the server."""
-        status = await self._request("GET", f"{contact.api_url}/user", contact)
-        if status in (401, 403):
+        status, body = await self._request("GET", f"{contact.api_url}/user", contact)
+        # in JupyterHub's own words: something before it may refuse anything
+        if status in (401, 403) and isinstance(body, dict) and body.get("status") == status:
             return "no"
         return "yes" if status == 200 else "unclear"
 
-    async def _request(self, method: str, url: str, contact: Contact, body: Json | None = None) -> int | None:
-        """The status of the answer; None if there is none."""
+    async def _request(
+        self, method: str, url: str, contact: Contact, body: Json | None = None
+    ) -> tuple[int | None, Any]:
+        """Status and JSON of the answer; None if there is none."""
         try:
             context = await asyncio.to_thread(_context, contact.certs) if contact.certs else True
             headers = {"Authorization": f"token {contact.token}"}
             async with self._session.request(
                 method, url, json=body, headers=headers, ssl=context, allow_redirects=False
             ) as response:
-                return response.status
+                text = await response.content.read(_LONGEST)
+                return response.status, _json(text)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            self.log.info("%s does not answer: %s", urlsplit(url).netloc, error)
-            return None
+            self.log.info("The Hub at %s does not answer: %s", contact.host, type(error).__name__)
+            return None, None
+
+
+def _json(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _context(certs: Mapping[str, str]) -> ssl.SSLContext:
@@ -133,7 +162,7 @@ def _context(certs: Mapping[str, str]) -> ssl.SSLContext:
         for path in (certfile, keyfile):
             path.touch(0o600)
             path.write_text(certs[path.name], encoding="ascii")
-        context.load_cert_chain(certfile, keyfile)
+        context.load_cert_chain(certfile, keyfile, password="")  # an encrypted key is refused, not asked for
     return context
 
 

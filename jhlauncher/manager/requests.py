@@ -8,10 +8,9 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import CallerError
-from .errors import BadInput
+from .errors import BadInput, NotJson, WrongMediaType
 from .rendering import Json
-from .secrets import CERTIFICATES
+from .service_secrets import CERTIFICATES
 from .services import StartRequest
 
 REQUIRED: dict[str, list[str]] = {
@@ -21,18 +20,8 @@ REQUIRED: dict[str, list[str]] = {
 }
 _LONGEST = 200
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
-"""A servername or start_id: they become parts of names in Kubernetes, which knows no others."""
+"""A servername or start_id: they become parts of names in Kubernetes, which is stricter still."""
 _INTEGER = re.compile(r"-?\d{1,18}")
-
-
-class NotJson(CallerError):
-    """The body is not JSON."""
-
-
-class WrongMediaType(CallerError):
-    """The body is of another kind."""
-
-    status = 415
 
 
 def parse_json(body: bytes, content_type: str) -> Any:
@@ -47,18 +36,25 @@ def parse_json(body: bytes, content_type: str) -> Any:
     if kind not in ("", "application/json"):
         raise WrongMediaType(f'Unsupported media type "{content_type}" in request.')
     try:
-        return json.loads(body)
+        content = json.loads(body, parse_constant=_refuse)
+        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise NotJson(f"JSON parse error - {error}") from None
+    return content
 
 
-def start_request(body: Any, credential: str, headers: Mapping[str, str]) -> StartRequest:
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def start_request(body: Any, credential: str, servername: str | None, variables: Mapping[str, str]) -> StartRequest:
     """What a Hub asks for.
 
     Args:
         body: of the request.
         credential: whose it is.
-        headers: those of the request that services get, by variable; ``uuidcode`` is the name of the service.
+        servername: the request's header ``uuidcode``; None: a name is made up.
+        variables: what services get of the request's headers.
 
     Raises:
         BadInput: it is not what it must be.
@@ -77,12 +73,12 @@ def start_request(body: Any, credential: str, headers: Mapping[str, str]) -> Sta
         raise BadInput(["user_options.service must not lead out of the descriptions"])
     return StartRequest(
         credential=credential,
-        servername=_name("servername", headers.get("uuidcode", uuid.uuid4().hex), blank=False),
+        servername=_name("servername", uuid.uuid4().hex if servername is None else servername, blank=False),
         start_id=_name("start_id", content["start_id"], blank=True),
         user_options=content["user_options"],
         jhub_user_id=_integer("jhub_user_id", content["env"]["JUPYTERHUB_USER_ID"]),
         env=_env(content["env"]),
-        headers=headers,
+        variables=variables,
         certs=_certs(content.get("certs")),
     )
 

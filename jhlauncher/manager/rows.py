@@ -18,6 +18,8 @@ from ..tables import manager_services as services
 from .rendering import Json, Ref
 
 State = Literal["starting", "started"]
+Identity = tuple[str, str, str]
+"""Credential, servername and start_id."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +35,29 @@ class Row:
     objects: list[Ref]
     """All that may have been made for it, in the order of removal."""
     secret: str
-    """The name of the Secret with its environment."""
+    """The name of the Secret with its environment, as it was called then."""
     key: str = field(default_factory=lambda: secrets.token_hex(8))
     """What its objects are labelled with; nobody can guess it."""
     state: State = "starting"
     stop_pending: bool = False
     created: float = field(default_factory=time.time)
     """Seconds since 1970."""
-    seq: int = 0
 
     @property
     def id(self) -> str:
         """What it is called in descriptions."""
         return f"{self.servername}-{self.start_id}"
+
+    @property
+    def identity(self) -> Identity:
+        """Which start of which service."""
+        return self.credential, self.servername, self.start_id
+
+    @property
+    def certs_secret(self) -> str | None:
+        """The name of the Secret with its certificates; the last of its objects, if it has any."""
+        last = self.objects[-1].name
+        return last if last != self.secret else None
 
     @property
     def service(self) -> str:
@@ -90,9 +102,8 @@ class Rows:
                 return same[0], []
             old = services.update().where(*_of(row.credential, row.servername)).values(stop_pending=True)
             connection.execute(old)
-            values = {key: value for key, value in vars(row).items() if key != "seq"}
-            inserted = connection.execute(services.insert().values(**values)).inserted_primary_key
-            return replace(row, seq=inserted[0] if inserted else 0), [replace(o, stop_pending=True) for o in others]
+            connection.execute(services.insert().values(**vars(row)))
+            return row, [replace(other, stop_pending=True) for other in others]
 
         return await self._database.write(work, alone=True)
 
@@ -105,9 +116,10 @@ class Rows:
         of = services.c.credential == credential
         return (await self._database.read(lambda connection: _find(connection, [of])))[::-1]
 
-    async def has(self, key: str) -> bool:
-        """Whether a service is kept."""
-        return bool(await self._database.read(lambda connection: _find(connection, [services.c.key == key])))
+    async def get(self, key: str) -> Row | None:
+        """A service; None if nothing is left of it."""
+        rows = await self._database.read(lambda connection: _find(connection, [services.c.key == key]))
+        return rows[0] if rows else None
 
     async def all(self) -> list[Row]:
         """All services."""
@@ -149,7 +161,8 @@ def _of(credential: str, servername: str) -> list[sa.ColumnElement[bool]]:
 
 
 def _find(connection: sa.Connection, where: list[sa.ColumnElement[bool]]) -> list[Row]:
-    query = sa.select(services).where(*where).order_by(services.c.seq.desc())
+    columns = [column for column in services.c if column is not services.c.seq]
+    query = sa.select(*columns).where(*where).order_by(services.c.seq.desc())
     return [
         Row(**{**found._mapping, "main": Ref(*found.main), "objects": [Ref(*ref) for ref in found.objects]})
         for found in connection.execute(query)

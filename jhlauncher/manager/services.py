@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import html
+import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 from traitlets import Dict, Float, Unicode
 from traitlets.config import LoggingConfigurable
@@ -18,15 +21,19 @@ from traitlets.config import LoggingConfigurable
 from ..errors import LauncherError, ShuttingDown
 from .cluster import Cluster
 from .descriptions import Descriptions, Wanted
-from .errors import BadDescription, KubernetesRefused, NoSuchService, StartRefused
+from .errors import BadDescription, HomeFailed, KubernetesRefused, NoSuchService, StartRefused
 from .homes import Userhomes
 from .rendering import Json, Rendered, refs_of
-from .reports import Contact, Reports, certificates
-from .rows import Row, Rows, service_of
-from .secrets import ServiceSecrets, secret_name
+from .reports import Contact
+from .rows import Identity, Row, Rows, service_of
+from .service_secrets import ServiceSecrets, secret_name
 from .status import Details
 from .watching import Watching
 
+Result = TypeVar("Result")
+
+_THREADS = 8
+"""For file systems."""
 START_ERROR = "services.utils.common.start_service_2"
 STATUS_ERROR = "services.utils.status_service"
 """Keys of `error_messages`."""
@@ -42,8 +49,8 @@ class StartRequest:
     user_options: Json
     jhub_user_id: int
     env: Json
-    headers: Mapping[str, str]
-    """Of the request, by environment variable."""
+    variables: Mapping[str, str]
+    """What the service gets of the request's headers."""
     certs: Mapping[str, str] | None = None
 
 
@@ -78,7 +85,6 @@ class ServiceManager(LoggingConfigurable):
         secrets: ServiceSecrets,
         homes: Userhomes,
         watching: Watching,
-        reports: Reports,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -88,13 +94,15 @@ class ServiceManager(LoggingConfigurable):
         self._secrets = secrets
         self._homes = homes
         self._watching = watching
-        self._reports = reports
-        self._starts: dict[str, asyncio.Task[None]] = {}
-        self._making: dict[str, asyncio.Task[None]] = {}
-        """The part of a start that can be cancelled."""
+        self._starts: dict[Identity, asyncio.Task[Row]] = {}
+        self._updates: dict[str, asyncio.Task[bool]] = {}
         self._ends: dict[str, asyncio.Task[bool]] = {}
+        """Of services, by their keys, that are to end: what makes objects of them stops before the next."""
         self._removals: dict[str, asyncio.Task[bool]] = {}
+        self._unsure: set[str] = set()
+        """Services of which an object may still appear: Kubernetes did not answer when it was to be made."""
         self._closing = False
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="files")
 
     # -- start and stop of this part
 
@@ -109,33 +117,24 @@ class ServiceManager(LoggingConfigurable):
             if row.stop_pending or row.state == "starting":
                 self.log.warning("Service %s was left %s; it is removed", row, row.state)
                 await self._rows.stopping(row.key)
-                self.end(row)
+                await self._in_thread(self._homes.abandon, row.credential, row.service, row.key)
+                self.end(replace(row, stop_pending=True))
             else:
                 self._watching.follow(row, None, coming_up=False)
-
-    async def contact(self, row: Row) -> Contact | None:
-        """How a service's Hub is reached; after a restart, its own Secret knows.
-
-        Raises:
-            KubernetesRefused: the Secret can't be read.
-
-        """
-        known = self._watching.contact(row.key)
-        if known:
-            return known
-        certs = next(
-            (ref.name for ref in row.objects if ref.kind == "Secret" and ref.name.startswith("secret-certs-")), ""
-        )
-        env = await self._cluster.secret(row.secret, row.key)
-        return Contact.of(env, certificates(await self._cluster.secret(certs, row.key)) if certs else None)
+        self._watching.look()
 
     async def close(self) -> None:
         """Leave what is under way to the next process."""
         self._closing = True
-        tasks = [*self._making.values(), *self._starts.values(), *self._ends.values(), *self._removals.values()]
+        tasks = [task for tasks in (self._starts, self._updates, self._ends, self._removals) for task in tasks.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_thread(self, call: Callable[..., Result], *arguments: Any) -> Result:
+        """What blocks: file systems may hang, and then hold up none but what uses them, too."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *arguments))
 
     # -- use cases
 
@@ -147,37 +146,45 @@ class ServiceManager(LoggingConfigurable):
         Raises:
             StartRefused: it could not be started; nothing of it is left.
             StoreUnavailable: the database can't be reached.
+            ShuttingDown: this process ends.
 
         """
-        rows = await self._rows.find(request.credential, request.servername)
-        same = next((row for row in rows if row.start_id == request.start_id), None)
-        if same is None:
-            plan = await self._plan(request)
-            same, older = await self._rows.begin(plan.row)
-            for row in older:
-                self.log.info("Service %s is superseded by %s", row, plan.row.start_id)
-                self.end(row)
-            if same.key == plan.row.key and not self._closing:
-                self._begin(plan)
-        await self._carried_out(same)
-        return same
+        identity = request.credential, request.servername, request.start_id
+        if identity not in self._starts:
+            rows = await self._rows.find(request.credential, request.servername)
+            same = next((row for row in rows if row.start_id == request.start_id), None)
+            if same and identity not in self._starts:
+                return await self._begun(same)
+            if not same:
+                plan = await self._plan(request)
+                if identity not in self._starts:
+                    self._begin(plan)
+        return await self._outcome(self._starts[identity])
 
-    async def _carried_out(self, row: Row) -> None:
-        """Return when the start of a service is over.
+    async def _begun(self, row: Row) -> Row:
+        """A service that was found, and of which no start is under way.
+
+        Raises:
+            StartRefused: it has ended meanwhile, or is to end.
+
+        """
+        now = await self._rows.get(row.key)
+        if now is None or now.stop_pending or now.state == "starting":
+            raise self._refused("It is being stopped")
+        return now
+
+    async def _outcome(self, start: asyncio.Task[Row]) -> Row:
+        """What comes of a start.
 
         Raises:
             StartRefused: it has failed.
             ShuttingDown: it is left to the next process.
 
         """
-        task = self._starts.get(row.key)
-        if task:
-            await asyncio.wait([task])
-            if task.cancelled():
-                raise ShuttingDown("The manager is stopping. Try again.", retry_after=10)
-            task.result()
-        elif row.stop_pending:
-            raise self._refused("It is being stopped")
+        await asyncio.wait([start])
+        if start.cancelled():
+            raise ShuttingDown("The manager is stopping. Try again.", retry_after=10)
+        return start.result()
 
     async def _plan(self, request: StartRequest) -> Plan:
         """What a start makes; nothing is touched yet.
@@ -198,11 +205,14 @@ class ServiceManager(LoggingConfigurable):
             namespace=self._cluster.namespace,
         )
         try:
-            rendered = await asyncio.to_thread(self._descriptions.render, wanted)
+            async with asyncio.timeout(self.start_timeout):
+                rendered = await self._in_thread(self._descriptions.render, wanted)
         except BadDescription as error:
             raise self._refused(error.message) from error
+        except TimeoutError:
+            raise self._refused("Its description could not be read in time") from None
         secrets = self._secrets.render(
-            wanted.secret_name, wanted.secret_certs_name, request.env, request.headers, request.certs,
+            wanted.secret_name, wanted.secret_certs_name, request.env, request.variables, request.certs,
             SERVERNAME=request.servername, DRF_ID=id,
         )  # fmt: skip
         row = Row(
@@ -218,34 +228,47 @@ class ServiceManager(LoggingConfigurable):
         return Plan(row, rendered, secrets, Contact.of(request.env, request.certs))
 
     def _begin(self, plan: Plan) -> None:
-        key = plan.row.key
-        task = self._starts[key] = asyncio.create_task(self._start(plan), name=f"start of {plan.row.id}")
-        task.add_done_callback(lambda _: self._starts.pop(key, None))
+        if self._closing:
+            raise ShuttingDown("The manager is stopping. Try again.", retry_after=10)
+        identity = plan.row.identity
+        task = self._starts[identity] = asyncio.create_task(self._start(plan), name=f"start of {plan.row.id}")
+        task.add_done_callback(lambda _: self._starts.pop(identity, None))
         task.add_done_callback(_seen)
 
-    async def _start(self, plan: Plan) -> None:
-        row = plan.row
-        making = self._making[row.key] = asyncio.create_task(self._make(plan), name=f"objects of {row.id}")
+    async def _start(self, plan: Plan) -> Row:
+        row, older = await self._rows.begin(plan.row)
+        for other in older:
+            self.log.info("Service %s is superseded by %s", other, row.start_id)
+            self.end(other)
+        if row.key != plan.row.key:
+            return row  # another process has begun it
         try:
-            async with asyncio.timeout(self.start_timeout):
-                await making
+            await self._make(plan)
         except BaseException as error:
             if self._closing:
                 raise  # the next process undoes it
             self.log.warning("Service %s could not be started: %s", row, str(error) or type(error).__name__)
+            if isinstance(error, KubernetesRefused) and not error.code:
+                self._unsure.add(row.key)
             await self._rows.stopping(row.key)
             removed = await asyncio.shield(self._removal(row))
             raise self._why(error, removed) from error
-        finally:
-            self._making.pop(row.key, None)
         self._watching.follow(row, plan.contact, coming_up=True)
         self.log.info("Service %s is started", row)
+        return row
 
     async def _make(self, plan: Plan) -> None:
+        """Make all of it, unless it is not wanted any more; a request to Kubernetes is never left half-way."""
         row = plan.row
-        await asyncio.to_thread(self._homes.prepare, row.credential, row.service, row.jhub_user_id, row.key)
-        await asyncio.to_thread(self._descriptions.keep, row.id, plan.rendered)
+        deadline = time.monotonic() + self.start_timeout
+        async with asyncio.timeout(self.start_timeout):
+            await self._in_thread(self._homes.prepare, row.credential, row.service, row.jhub_user_id, row.key)
+            await self._in_thread(self._descriptions.keep, row.key, plan.rendered)
         for item in [*plan.secrets, *plan.rendered.objects]:
+            if row.key in self._ends:
+                raise _Stopped
+            if time.monotonic() > deadline:
+                raise TimeoutError
             main = (item["kind"], item["metadata"]["name"]) == (row.main.kind, row.main.name)
             await self._cluster.create(item, row.key, main)
         if not await self._rows.started(row.key):
@@ -253,11 +276,11 @@ class ServiceManager(LoggingConfigurable):
 
     def _why(self, error: BaseException, removed: bool) -> LauncherError:
         """What its Hub is told of a start that failed."""
-        if isinstance(error, _Stopped | asyncio.CancelledError):
+        if isinstance(error, _Stopped):
             message = "It was stopped while it was starting"
         elif isinstance(error, TimeoutError):
             message = f"Its objects were not made within {self.start_timeout:g} seconds"
-        elif isinstance(error, BadDescription | KubernetesRefused):
+        elif isinstance(error, BadDescription | HomeFailed | KubernetesRefused):
             message = error.message
         elif isinstance(error, LauncherError):
             return error
@@ -294,9 +317,10 @@ class ServiceManager(LoggingConfigurable):
             return True, None
         try:
             details = await self._watching.status(row)
-        except LauncherError as error:
+        except Exception as error:  # what can't be judged is taken to run
+            self.log.exception("The status of service %s could not be found out", row)
             text = self.error_messages.get(STATUS_ERROR, "Could not check status service.")
-            return True, Details(text, html.escape(error.message))
+            return True, Details(text, html.escape(type(error).__name__))
         return details is None, details
 
     async def update(self, credential: str, servername: str) -> Row:
@@ -308,13 +332,29 @@ class ServiceManager(LoggingConfigurable):
 
         """
         row = await self.find(credential, servername)
-        await self._carried_out(row)
+        start = self._starts.get(row.identity)
+        if start:
+            await self._outcome(start)
+        change = self._shared(self._updates, row, self._update)
+        await asyncio.wait([change])
+        if change.cancelled():
+            raise ShuttingDown("The manager is stopping. Try again.", retry_after=10)
         try:
-            for item in await asyncio.to_thread(self._descriptions.kept_update, row.id):
-                await self._cluster.apply(item, row.key)
+            change.result()
         except (BadDescription, KubernetesRefused) as error:
             raise StartRefused("Could not update service", html.escape(error.message)) from error
         return row
+
+    async def _update(self, row: Row) -> bool:
+        """Whether all of it was applied; that ends with the service."""
+        now = await self._rows.get(row.key)
+        if now is None or now.stop_pending:
+            raise NoSuchService
+        for item in await self._in_thread(self._descriptions.kept_update, row.key):
+            if row.key in self._ends:
+                return False
+            await self._cluster.apply(item, row.key)
+        return True
 
     async def stop(self, credential: str, servername: str) -> None:
         """Stop a service, all starts of it; one that is under way is cancelled.
@@ -323,26 +363,31 @@ class ServiceManager(LoggingConfigurable):
 
         Raises:
             NoSuchService: there is none.
+            StoreUnavailable: the database can't be reached.
 
         """
         rows = await self._rows.find(credential, servername)
         if not rows:
             raise NoSuchService
         await self._rows.stopping(*(row.key for row in rows))
-        await asyncio.gather(*(asyncio.shield(self.end(row)) for row in rows))
+        await asyncio.gather(*(asyncio.shield(self.end(replace(row, stop_pending=True))) for row in rows))
 
     # -- ends
 
     def end(self, row: Row) -> asyncio.Task[bool]:
-        """Have a service removed that is to be stopped, its start cancelled; whether nothing of it is left."""
+        """Have a service stopped and removed, its start cut short; whether nothing of it is left."""
         return self._shared(self._ends, row, self._end)
 
     async def _end(self, row: Row) -> bool:
-        if row.key in self._making:
-            self._making[row.key].cancel()
-        start = self._starts.get(row.key)
-        if start:
-            await asyncio.wait([start])  # it removes what it has made, unless it came to its end just before
+        try:
+            if not row.stop_pending:
+                await self._rows.stopping(row.key)
+        except LauncherError as error:
+            self.log.warning("Service %s can't be stopped yet: %s", row, error.message)
+            return False
+        under_way = [task for task in (self._starts.get(row.identity), self._updates.get(row.key)) if task]
+        if under_way:
+            await asyncio.wait(under_way)
         return await asyncio.shield(self._removal(row))
 
     def _removal(self, row: Row) -> asyncio.Task[bool]:
@@ -361,21 +406,22 @@ class ServiceManager(LoggingConfigurable):
     async def _remove(self, row: Row) -> bool:
         self._watching.leave(row.key)
         try:
-            if not await self._rows.has(row.key):
+            if await self._rows.get(row.key) is None:
                 return True
             await self._cluster.remove(row.objects, row.key)
-            await asyncio.to_thread(self._homes.abandon, row.credential, row.service, row.key)
-            await asyncio.to_thread(self._descriptions.forget, row.id)
+            if row.key in self._unsure:
+                self._unsure.discard(row.key)
+                return False  # and again, a little later
+            await self._in_thread(self._descriptions.forget, row.key)
             await self._rows.forget(row.key)
         except LauncherError as error:
             self.log.warning("Service %s can't be removed yet: %s", row, error.message)
             return False
+        except Exception:
+            self.log.exception("Service %s can't be removed", row)
+            return False
         self.log.info("Service %s is removed", row)
         return True
-
-    def is_starting(self, row: Row) -> bool:
-        """Whether a start of it is under way in this process."""
-        return row.key in self._starts
 
 
 class _Stopped(Exception):

@@ -9,10 +9,9 @@ from typing import Any
 
 import aiohttp
 from pydantic import Field, ValidationError
-from traitlets import Float, List, TraitError, Unicode, default, validate
+from traitlets import Float, List, TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
-from .. import environment
 from ..models import Model
 
 
@@ -51,11 +50,7 @@ class Tunnels(LoggingConfigurable):
     retry_delay = Float(1, min=0.01, help="Seconds before it is tried again; each later time, twice as long.").tag(
         config=True
     )
-    stage = Unicode(help="Which stage this is. Default: $STAGE in small letters.").tag(config=True)
-
-    @default("stage")
-    def _default_stage(self) -> str:
-        return environment.text("STAGE").lower()
+    stage = Unicode(help="Which stage this is.")
 
     @validate("tunnel")
     def _valid_tunnel(self, proposal: Any) -> list[Any]:

@@ -12,14 +12,17 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from kubernetes_asyncio.client import ApiException
 from kubespawner.reflector import ResourceReflector
 from traitlets import Float
 from traitlets.config import LoggingConfigurable
 
+from ..bell import Bell, first_ring
 from ..reflectors import telling
 from . import reports
 from .cluster import INSTANCE, MAIN, MANAGED_BY, SERVICE, Cluster
 from .descriptions import Descriptions
+from .errors import KubernetesRefused
 from .rendering import Json
 from .reports import Contact, Reports
 from .rows import Row
@@ -39,8 +42,9 @@ class _Followed:
     verdict: Verdict = field(default_factory=lambda: Verdict(True))
     explaining: asyncio.Task[Details] | None = None
     """Finds out why it does not run."""
+    since: float = field(default_factory=time.monotonic)
+    """Since when it is followed, on the monotonic clock."""
     down_since: float | None = None
-    """On the monotonic clock."""
     been_up: bool = False
     told: set[str] = field(default_factory=set)
     """Events that its Hub knows of, or need not."""
@@ -54,13 +58,13 @@ class _View:
     def __init__(self, pods: dict[str, Any], events: dict[str, Any]) -> None:
         self._pods: dict[str, list[Json]] = defaultdict(list)
         self._events: dict[str, list[Json]] = defaultdict(list)
-        self._of_makers: list[Json] = []
+        self._of_makers: dict[str, list[Json]] = defaultdict(list)
         for pod in pods.values():
-            self._pods[pod["metadata"]["labels"][SERVICE]].append(pod)
+            self._pods[pod["metadata"]["labels"].get(SERVICE, "")].append(pod)
         for event in sorted(events.values(), key=time_of):
             about = event["involvedObject"]
             if about.get("kind") in _MAKERS:
-                self._of_makers.append(event)
+                self._of_makers[_maker(about)].append(event)
             elif about.get("uid"):
                 self._events[about["uid"]].append(event)
 
@@ -72,8 +76,7 @@ class _View:
         """Of a service's pod, or of what should have made one."""
         if pod:
             return self._events.get(pod["metadata"]["uid"], [])
-        name = row.main.name
-        return [e for e in self._of_makers if f"{e['involvedObject'].get('name')}-".startswith(f"{name}-")]
+        return self._of_makers.get(row.main.name, [])
 
 
 class Watching(LoggingConfigurable):
@@ -96,11 +99,13 @@ class Watching(LoggingConfigurable):
         self._reflectors: dict[str, Any] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._given_up: dict[str, asyncio.Event] = {}
+        self._bell = Bell()
+        """Rings when there is a service more."""
 
     # -- start and stop
 
     async def start(self) -> None:
-        """Watch; returns when all that is there has been seen.
+        """Watch; returns when all that is there has been seen, or the cluster does not answer yet.
 
         Raises:
             ApiException: the cluster does not let us.
@@ -108,7 +113,14 @@ class Watching(LoggingConfigurable):
         """
         ours = {MANAGED_BY: "jhlauncher", INSTANCE: self._cluster.deployment_name, MAIN: "true"}
         for kind, labels in (("pods", ours), ("events", {})):
-            await self._watch(kind, labels)
+            self._given_up[kind] = asyncio.Event()
+            try:
+                await self._watch(kind, labels)
+            except Exception as error:  # kubespawner lets many kinds through
+                if isinstance(error, ApiException) and error.status in (401, 403):
+                    raise
+                self.log.error("The cluster does not answer (%s); it is tried again", type(error).__name__)
+                self._given_up[kind].set()
             self._tasks.append(asyncio.create_task(self._keep(kind, labels), name=f"watch of {kind}"))
         self._tasks.append(asyncio.create_task(self._looks(), name="services"))
 
@@ -122,32 +134,43 @@ class Watching(LoggingConfigurable):
             await reflector.stop()
 
     async def _watch(self, kind: str, labels: dict[str, str]) -> None:
-        over = self._given_up[kind] = asyncio.Event()
         reflector = telling(ResourceReflector)(
             parent=self,
             kind=kind,
             namespace=self._cluster.namespace,
             labels=labels,
-            on_failure=over.set,
-            timeout_seconds=300,  # a quiet watch is renewed so often
-            restart_seconds=600,
-            request_timeout=330,
+            on_failure=self._given_up[kind].set,
+            timeout_seconds=60,  # a watch is renewed so often: one that broke in silence is noticed
+            restart_seconds=60,
+            request_timeout=75,
         )
         await reflector.start()
         self._reflectors[kind] = reflector
 
     async def _keep(self, kind: str, labels: dict[str, str]) -> None:
-        """Begin anew when a watch gives up, which it does after half a minute without the API server."""
+        """Begin anew when a watch gives up, which it does after a minute without the API server."""
         while True:
-            await self._given_up[kind].wait()
-            self.log.error("The watch of %s has given up; it begins again", kind)
-            while True:
-                await asyncio.sleep(self.restart_delay)
-                try:
-                    await self._watch(kind, labels)
-                    break
-                except Exception as error:  # of several libraries; it is logged, and tried again
-                    self.log.warning("No watch of %s yet: %s", kind, error)
+            await self._over(kind)
+            await asyncio.sleep(self.restart_delay)
+            try:
+                await self._watch(kind, labels)
+            except Exception as error:  # of several libraries; it is logged, and tried again
+                self.log.warning("No watch of %s yet: %s", kind, error)
+            else:
+                self._given_up[kind].clear()
+                self._bell.ring()
+
+    async def _over(self, kind: str) -> None:
+        """Return when a watch has given up, or its task has ended without saying so."""
+        given_up = asyncio.create_task(self._given_up[kind].wait())
+        watch = self._reflectors[kind].watch_task if kind in self._reflectors else None
+        try:
+            await asyncio.wait([given_up, *([watch] if watch else [])], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            given_up.cancel()
+        if watch and watch.done():
+            self.log.error("The watch of %s has ended; it begins again", kind)
+            self._given_up[kind].set()
 
     # -- services
 
@@ -160,9 +183,8 @@ class Watching(LoggingConfigurable):
             coming_up: it is being started, rather than found.
 
         """
-        if row.key not in self._followed:
-            followed = self._followed[row.key] = _Followed(row, contact, been_up=not coming_up)
-            self._look_at(followed, self._view())
+        self._followed.setdefault(row.key, _Followed(row, contact, been_up=not coming_up))
+        self._bell.ring()
 
     def leave(self, key: str) -> None:
         """Look after a service no more."""
@@ -170,10 +192,22 @@ class Watching(LoggingConfigurable):
         if followed and followed.explaining:
             followed.explaining.cancel()
 
-    def contact(self, key: str) -> Contact | None:
-        """How a service's Hub is reached."""
-        followed = self._followed.get(key)
-        return followed.contact if followed else None
+    async def contact(self, row: Row) -> Contact | None:
+        """How a service's Hub is reached; its own Secrets know, after a restart.
+
+        Raises:
+            KubernetesRefused: they can't be read.
+
+        """
+        followed = self._followed.get(row.key)
+        if followed and followed.contact:
+            return followed.contact
+        env = await self._cluster.secret(row.secret, row.key)
+        certs = await self._cluster.secret(row.certs_secret, row.key) if row.certs_secret else {}
+        contact = Contact.of(env, reports.certificates(certs))
+        if followed:
+            followed.contact = contact
+        return contact
 
     def down_for(self, key: str) -> float:
         """For how many seconds a service has not been running."""
@@ -182,48 +216,57 @@ class Watching(LoggingConfigurable):
 
     async def status(self, row: Row) -> Details | None:
         """None if a service runs or starts; else why not."""
-        self.follow(row, None, coming_up=False)
-        followed = self._followed[row.key]
-        if followed.verdict.running or not followed.explaining:
-            return None
-        return await asyncio.shield(followed.explaining)
+        followed = self._followed.get(row.key)
+        while followed and followed.explaining:
+            explaining = followed.explaining
+            await asyncio.wait([explaining])
+            if not explaining.cancelled():
+                return explaining.result()
+            followed = self._followed.get(row.key)
+        return None
 
     # -- looking
-
-    def _view(self) -> _View:
-        return _View(*(self._reflectors[kind].resources for kind in ("pods", "events")))
 
     async def _looks(self) -> None:
         """Look at all services whenever something has changed, or may have by time alone."""
         while True:
-            bells = [reflector.bell.listen() for reflector in self._reflectors.values()]
-            view = self._view()
-            for followed in list(self._followed.values()):
-                try:
-                    self._look_at(followed, view)
-                except Exception:
-                    self.log.exception("Service %s can't be judged", followed.row)
-            waits = [asyncio.create_task(bell.wait()) for bell in bells]
-            await asyncio.wait(waits, timeout=5, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
+            rung = [self._bell.listen(), *(reflector.bell.listen() for reflector in self._reflectors.values())]
+            try:
+                self.look()
+            except Exception:
+                self.log.exception("The services could not be looked at")
+            await first_ring(rung, timeout=5)
             await asyncio.sleep(0.05)  # changes come in swarms; one look does for all of one
+
+    def look(self) -> None:
+        """Look at all services; nothing is said of any while the cluster has not been seen."""
+        if len(self._reflectors) < 2:
+            return
+        view = _View(self._reflectors["pods"].resources, self._reflectors["events"].resources)
+        for followed in list(self._followed.values()):
+            try:
+                self._look_at(followed, view)
+            except Exception:
+                self.log.exception("Service %s can't be judged", followed.row)
 
     def _look_at(self, followed: _Followed, view: _View) -> None:
         row = followed.row
         pod = view.pod(row.key)
         events = view.events(row, pod)
-        hopeful = time.time() - row.created < self.start_grace or any(
+        hopeful = time.monotonic() - followed.since < self.start_grace or any(
             event.get("reason") == "TriggeredScaleUp" for event in events
         )
         before = followed.verdict
         verdict = self._texts.judge(pod, events, self._descriptions.container_main_name, hopeful)
         followed.verdict = verdict
         if verdict.running:
+            if followed.explaining:
+                followed.explaining.cancel()
             followed.down_since = followed.explaining = None
             self._tell_progress(followed, events)
             followed.been_up = followed.been_up or verdict.up
         elif followed.explaining is None or (verdict.pod and verdict != before):
+            # once the pod is gone, what was known while it was there still says more
             followed.down_since = followed.down_since or time.monotonic()
             if followed.explaining:
                 followed.explaining.cancel()
@@ -247,11 +290,25 @@ class Watching(LoggingConfigurable):
         if verdict.pod:
             lines = await self._cluster.log_of(verdict.pod, container, texts.container_logs_lines, verdict.restarted)
         details = texts.details(verdict, lines)
-        self.log.warning("Service %s does not run: %s", followed.row, verdict.error)
         if not followed.failure_told:
-            followed.failure_told = True
-            self._reports.tell(followed.row.key, followed.contact, reports.failure(details))
+            self.log.warning("Service %s does not run: %s", followed.row, verdict.error)
+            await self._tell_failure(followed, details)
         return details
+
+    async def _tell_failure(self, followed: _Followed, details: Details) -> None:
+        followed.failure_told = True
+        try:
+            contact = await self.contact(followed.row)
+        except KubernetesRefused as error:
+            self.log.warning("The Hub of service %s is not known: %s", followed.row, error.message)
+        else:
+            self._reports.tell(followed.row.key, contact, reports.failure(details))
+
+
+def _maker(about: Json) -> str:
+    """The name of the Deployment or StatefulSet; a ReplicaSet is named after its Deployment, with a hash."""
+    name = str(about.get("name"))
+    return name.rpartition("-")[0] if about["kind"] == "ReplicaSet" else name
 
 
 def _newest(pod: Json) -> tuple[bool, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.manager.support import PASSWORDS, TOKEN, Manager, Namespace, basic, new_name, start_body
+from tests.manager.support import PASSWORDS, TOKEN, UPDATE, Manager, Namespace, basic, new_name, start_body
 
 pytestmark = pytest.mark.real_hub
 
@@ -178,10 +178,14 @@ def test_a_user_id_that_is_no_number(manager: Manager, user_id: object):
     assert manager.request("POST", body=body, uuidcode=new_name()) == (400, expected)
 
 
-def test_json(manager: Manager):
-    status, answer = manager.request("POST", body=b"{", uuidcode=new_name())
+@pytest.mark.parametrize("body", [b"{", b"", b"[NaN]", b'["\\ud800"]', b"\xff", b"[" * 100_000])
+def test_json(manager: Manager, body: bytes):
+    status, answer = manager.request("POST", body=body, uuidcode=new_name())
     assert status == 400
     assert answer["detail"].startswith("JSON parse error")
+
+
+def test_other_media_types(manager: Manager):
     assert manager.request("POST", body=b"x=1", Content_Type="application/x-www-form-urlencoded") == (
         415, {"detail": 'Unsupported media type "application/x-www-form-urlencoded" in request.'},
     )  # fmt: skip
@@ -216,6 +220,7 @@ ODD = [
     ({**start_body(), "env": {**start_body()["env"], "A B": "x"}}, ["env.A B can't be the name of a variable"]),
     ({**start_body(), "certs": {"keyfile": "k"}}, ["Missing key in input data: certs.certfile"]),
     ({**start_body(), "certs": "x"}, ["certs must be an object"]),
+    ({**start_body(), "start_id": ["x"]}, {"start_id": ["Not a valid string."]}),
 ]
 
 
@@ -248,13 +253,19 @@ def test_starts_that_fail_leave_nothing(manager: Manager, namespace: Namespace, 
     assert answer.keys() == {"error", "detailed_error"}
     assert namespace.objects(name) == []
     assert manager.request("GET", f"services/{name}/") == NOT_FOUND
-    assert not [path for path in (manager.folder / "base").glob("*") if name in path.name]
 
 
 def test_error_texts_can_be_configured(stopped: Manager):
     stopped.configure(error_messages={"services.utils.common.start_service_2": "Ask <b>us</b>"})
     stopped.begin()
     assert stopped.start(service="Type/missing")[1]["error"] == "Ask <b>us</b>"
+
+
+def test_an_address_that_is_none(manager: Manager):
+    """The Hub is just not told of anything."""
+    name = new_name()
+    assert manager.start(name, env={**start_body()["env"], "JUPYTERHUB_API_URL": "http://[::1"})[0] == 201
+    manager.request("DELETE", f"services/{name}/")
 
 
 # -- again, and anew
@@ -334,6 +345,29 @@ def test_update(manager: Manager, namespace: Namespace, method: str):
     assert namespace.objects(name) == []
 
 
+def test_an_update_ends_with_its_service(manager: Manager, namespace: Namespace):
+    for _ in range(5):
+        name = new_name()
+        manager.start(name, start_id="1")
+        with ThreadPoolExecutor(3) as threads:
+            updates = [threads.submit(manager.request, "PATCH", f"services/{name}/", {}) for _ in range(2)]
+            assert manager.request("DELETE", f"services/{name}/")[0] == 204
+            assert {update.result()[0] for update in updates} <= {200, 404}
+        assert namespace.objects(name) == []
+
+
+def test_the_same_names_of_two_credentials_have_their_own_updates(manager: Manager, namespace: Namespace):
+    manager.describe("Type/updated", (manager.folder / "descriptions/hub/Type/idle/service.yaml").read_text(), "other")
+    manager.describe("Type/updated", UPDATE.replace("<id>", "<id>-other"), "other", "update.yaml")
+    name = new_name()
+    assert manager.start(name, "Type/updated", "other", "1")[0] == 201
+    assert manager.start(name, "Type/idle", "hub", "1")[0] == 500
+    assert manager.request("PATCH", f"services/{name}/", body={}, user="other")[0] == 200
+    assert f"Service svc-{name}-1-other-more" in namespace.objects(name)
+    assert manager.request("DELETE", f"services/{name}/", user="other")[0] == 204
+    assert namespace.objects(name) == []
+
+
 def test_update_without_one_changes_nothing(manager: Manager):
     name = new_name()
     manager.start(name, "Type/sleeping")
@@ -405,6 +439,8 @@ def test_two_hubs_know_nothing_of_each_other(manager: Manager, namespace: Namesp
     assert namespace.get("Secret", f"secret-{name}-1-k8smgr") == before
     assert len(namespace.objects(name)) == 4
     assert manager.request("GET", f"services/{name}/") == NOT_FOUND
+    assert manager.request("PATCH", f"services/{name}/", body={}, user="other")[0] == 200
+    assert len(namespace.objects(name)) == 4, "what it applies is the other one's own, and there is none"
     assert manager.start(name, start_id="2")[0] == 201
     assert manager.request("DELETE", f"services/{name}/")[0] == 204
     assert manager.status(name, user="other")["start_id"] == "1"

@@ -180,13 +180,13 @@ def test_what_is_kept_is_the_owners_and_comes_back(tmp_path: Path):
         "apiVersion: v1\nkind: Service\nmetadata: {name: svc-<id>}\nspec: {x: '<a>'}\n"
     )
     rendered = of.render(wanted())
-    of.keep("name-1", rendered)
-    assert stat.S_IMODE((tmp_path / "base/name-1").stat().st_mode) == 0o700
-    assert of.kept_update("name-1") == rendered.update
+    of.keep("key", rendered)
+    assert stat.S_IMODE((tmp_path / "base/key.json").stat().st_mode) == 0o600
+    assert of.kept_update("key") == rendered.update
     assert rendered.update[0]["metadata"]["name"] == "svc-name-1"
-    of.forget("name-1")
-    assert not (tmp_path / "base/name-1").exists()
-    assert of.kept_update("name-1") == []
+    of.forget("key")
+    assert not list((tmp_path / "base").iterdir())
+    assert of.kept_update("key") == []
 
 
 def test_an_input_that_is_too_large(tmp_path: Path):

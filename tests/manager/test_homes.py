@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jhlauncher.manager.errors import BadDescription
+from jhlauncher.manager.errors import HomeFailed
 from jhlauncher.manager.homes import Userhomes
-from jhlauncher.manager.secrets import ServiceSecrets, secret_name
+from jhlauncher.manager.service_secrets import ServiceSecrets, secret_name
 
 UID, GID = (1234, 2345) if os.geteuid() == 0 else (os.getuid(), os.getgid())
 
@@ -51,7 +51,7 @@ def test_a_home_that_is_a_link_is_not_followed(homes: Userhomes, tmp_path: Path)
     outside.mkdir()
     (tmp_path / "homes/hub").mkdir(parents=True)
     (tmp_path / "homes/hub/7").symlink_to(outside)
-    with pytest.raises(BadDescription, match="would not be below"):
+    with pytest.raises(HomeFailed, match="would not be below"):
         homes.prepare("hub", "Type/option", 7, "key")
     (tmp_path / "homes/hub/7").unlink()
     (tmp_path / "homes/hub/7").symlink_to(tmp_path / "homes/hub/nowhere")
@@ -115,7 +115,7 @@ def test_what_a_killed_process_leaves_is_removed(homes: Userhomes, tmp_path: Pat
 @pytest.mark.parametrize("credential", ["..", "../x", "/etc", ""])
 def test_credentials_that_lead_out(homes: Userhomes, credential: str):
     homes.credential_mapping = {"hub": credential}
-    with pytest.raises(BadDescription, match="would not be below"):
+    with pytest.raises(HomeFailed, match="would not be below"):
         homes.prepare("hub", "Type/option", 7, "key")
 
 
@@ -137,7 +137,7 @@ def test_bug_a_name_that_was_cut_could_be_another_services():
 
 def test_the_manager_has_the_last_word_and_what_is_skipped_is_not_there():
     secrets = ServiceSecrets(env={"A": 1, "B": None}, env_skip=["C", "X"])
-    headers = secrets.headers({"ACCESS-TOKEN": "t", "UUIDCODE": "u", "Other": "o"})
+    headers = secrets.variables({"ACCESS-TOKEN": "t", "UUIDCODE": "u", "Other": "o"})
     assert headers == {"access-token": "t", "uuidcode": "u"}
     rendered = secrets.render("s", "c", {"A": "hub", "C": "c", "D": False}, {"X": "x"}, None, DRF_ID="id")
     assert [item["metadata"]["name"] for item in rendered] == ["s"]

@@ -16,7 +16,7 @@ import pytest
 from aiosmtpd.controller import Controller
 
 from jhlauncher.ports import SERVICES, free_port
-from tests.manager.receivers import syslog
+from tests.manager.receivers import silent_mail_server, syslog
 from tests.manager.support import Manager
 
 pytestmark = pytest.mark.real_hub
@@ -130,6 +130,7 @@ def test_handlers_that_can_not_be(manager: Manager, handler: str, configuration:
     [
         ({}, {"handler": ["This field is required."]}),
         ({"handler": "pigeon"}, {"handler": ['"pigeon" is not a valid choice.']}),
+        ({"handler": []}, {"handler": ['"[]" is not a valid choice.']}),
         ({"handler": "stream", "x": 1}, {"x": ["Unknown field."]}),
         ([], ["Input data must be an object"]),
     ],
@@ -236,15 +237,22 @@ def test_mail(manager: Manager):
         controller.stop()
 
 
-def test_a_mail_server_that_went_away_holds_nobody_up(manager: Manager, tmp_path: Path):
-    controller = Controller(Mailbox(), hostname="127.0.0.1", port=free_port(SERVICES))
-    controller.start()
-    port = controller.server.sockets[0].getsockname()[1]
-    create(manager, "smtp", level=50, mailhost=["127.0.0.1", port], toaddrs=["a@example.org"])
-    create(manager, "file", filename=str(tmp_path / "log"), level=50)
-    controller.stop()
-    assert said(logged(manager, tmp_path / "log")) == ["Critical"]
-    assert manager.request("DELETE", "logs/handler/smtp/") == (204, None)
+def test_a_mail_server_that_is_silent_holds_nobody_up(manager: Manager, tmp_path: Path):
+    with silent_mail_server() as port:
+        settings = {"mailhost": ["127.0.0.1", port], "toaddrs": ["a@example.org"], "level": 50}
+        assert create(manager, "smtp", **settings)[0] == 201
+        create(manager, "file", filename=str(tmp_path / "log"), level=50)
+        for _ in range(3):
+            assert manager.request("GET", "logs/logtest/") == (200, None)
+        manager.until(lambda: (tmp_path / "log").read_text().count("Critical") == 3, timeout=4)
+        assert manager.request("DELETE", "logs/handler/smtp/") == (204, None)
+
+
+@pytest.mark.parametrize("place", ["descriptions/hub/x", "base/x", "homes/x", "config.json", "jhlauncher.sqlite"])
+def test_what_is_the_managers_own_is_no_log(manager: Manager, place: str):
+    status, answer = create(manager, "file", filename=str(manager.folder / place))
+    assert status == 400
+    assert "a place of the manager's own" in answer[0]
 
 
 @pytest.mark.parametrize(

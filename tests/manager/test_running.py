@@ -125,10 +125,15 @@ def test_what_its_hub_does_not_know_is_removed(stopped: Manager, hub: Receiver, 
     stopped.start(known, "Type/idle")  # its Hub has no address
     name = start(stopped, hub, "Type/sleeping")
     stopped.until(lambda: len([r for r in hub.requests if r["path"] == "/hub/api/user"]) > 2)
-    hub.known = 500
+    for status in (500, 403, 200, 403, 200):
+        hub.knows.put(status)
+    asked = len(hub.requests)
+    stopped.until(lambda: len(hub.requests) > asked + 6)
+    hub.proxy_refuses = True
     asked = len(hub.requests)
     stopped.until(lambda: len(hub.requests) > asked + 3)
-    assert stopped.status(name)["running"], "a Hub that fails has said nothing"
+    assert stopped.status(name)["running"], "twice in a row, and the Hub itself"
+    hub.proxy_refuses = False
 
     # after a restart, how to reach the Hub is in the service's own Secret
     stopped.end()

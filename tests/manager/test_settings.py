@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ from traitlets import TraitError
 from traitlets.config import Config
 
 from jhlauncher.database import Database
-from jhlauncher.errors import Unauthenticated
+from jhlauncher.errors import Temporary, Unauthenticated
 from jhlauncher.manager.app import ManagerApp
 from jhlauncher.manager.credentials import Credentials
 from jhlauncher.manager.parts import CONFIGURABLE, ManagerParts
@@ -23,13 +24,14 @@ SEED = {
         "base": "/b", "descriptions": "/d", "yaml_filename": "s.yaml", "deployment_main_name_prefix": "d-",
         "container_main_name": "m", "input_dir": "in", "yaml_filename_update": "u.yaml",
         "descriptions_ignore_files": ["*.swp"], "skip": {"stage": ["a"], "credential": ["b"]},
-        "credential_mapping": {"a": "b"}, "env": {"A": "1"}, "env_skip": ["B"], "pod_events_to_fail": ["Warning"],
+        "credential_mapping": {"a": "b"}, "env": {"A": "1"}, "env_skip": ["B"],
+        "pod_events_to_fail": ["Warning", "Normal"],
         "replace": {
-            "input_keyword": "i", "indicators": ["<", ">"], "drfid_keyword": "d", "uniqueuserid_keyword": "u",
+            "input_keyword": "i", "indicators": ["{{", "}}"], "drfid_keyword": "d", "uniqueuserid_keyword": "u",
             "userid_keyword": "id", "secretname_keyword": "s", "secretcertsname_keyword": "c", "namespace_keyword": "n",
             "stage": {"s": {"a": "b"}}, "credential": {"c": {"a": "b"}}, "stage_credential": {"s": {"c": {"a": "b"}}},
         },
-        "ssl": {"enabled": True},
+        "ssl": {"enabled": False},
         "status_information": {
             "pod_events_no": 4, "container_logs_lines": 6, "container_logs_join": "|", "pod_events_join": "|",
             "detailed_error_html_logs": "l", "detailed_error_html_events": "e",
@@ -78,10 +80,18 @@ def keys(content: Any, prefix: str = "") -> set[str]:
 
 
 def test_every_key_is_known_and_every_setting_with_a_key_is_tried(tmp_path: Path):
-    found = loaded(tmp_path, SEED)
-    assert found.secrets.env == {"A": "1"}
-    assert found.services.error_messages == {"services.utils.common.start_service_2": "No."}
+    before, after = (_values(loaded(tmp_path, content)) for content in ({}, SEED))
     assert keys(SEED) == KNOWN
+    for key, value in after.items():
+        wanted: Any = SEED
+        for name in key.split("."):
+            wanted = wanted[name]
+        assert value == wanted
+        assert value != before[key], key
+
+
+def _values(parts: ManagerParts) -> dict[str, Any]:
+    return {key: getattr(part, name) for key, (part, name) in parts._config._settings.items()}
 
 
 def test_the_example_is_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -156,6 +166,24 @@ def test_nothing_is_kept_in_clear(monkeypatch: pytest.MonkeyPatch):
     found = credentials(monkeypatch, HUB_USER_PASS="a very good password", HUB_2_USER_TOKEN="a-very-good-token")
     assert "a very good password" not in repr(vars(found))
     assert "a-very-good-token" not in repr(vars(found))
+
+
+def test_credentials_that_can_not_be_told_apart(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(TraitError, match="would share"):
+        Credentials(create_user={"a-b": [], "a_b": []}).load()
+    with pytest.raises(TraitError, match="have the same token"):
+        credentials(monkeypatch, HUB_USER_TOKEN="t" * 16, HUB_2_USER_TOKEN="t" * 16)
+
+
+@pytest.mark.asyncio
+async def test_who_guesses_does_not_wait_in_a_line_without_end(monkeypatch: pytest.MonkeyPatch):
+    found = credentials(monkeypatch, HUB_USER_PASS="right")
+    await found.identify(basic("hub:right"))
+    guesses = [asyncio.create_task(found.identify(basic(f"hub:{number}"))) for number in range(60)]
+    await asyncio.sleep(0)
+    assert (await found.identify(basic("hub:right"))).credential == "hub", "who is known does not wait"
+    results = await asyncio.gather(*guesses, return_exceptions=True)
+    assert {type(result) for result in results} == {Unauthenticated, Temporary}
 
 
 @pytest.mark.parametrize("token", ["short", "with a space in the middle"])

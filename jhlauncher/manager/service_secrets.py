@@ -9,7 +9,6 @@ from typing import Any
 from traitlets import Bool, Dict, List, Unicode
 from traitlets.config import LoggingConfigurable
 
-from .. import environment
 from .rendering import Json
 
 _LONGEST = 63
@@ -40,12 +39,11 @@ class ServiceSecrets(LoggingConfigurable):
         key_trait=Unicode(),
         value_trait=Unicode(),
         default_value={"HTTP_ACCESS_TOKEN": "access-token", "HTTP_UUIDCODE": "uuidcode"},
-        help="Request headers, as HTTP_NAME, that services get as environment variables, and the variables' names. "
-        "What comes as uuidcode is the name of the service.",
+        help="Request headers, as HTTP_NAME, that services get as environment variables, and the variables' names.",
     ).tag(config=True, key="custom_headers_keys")
 
-    def headers(self, received: Mapping[str, str]) -> dict[str, str]:
-        """The request's headers that services get, by variable."""
+    def variables(self, received: Mapping[str, str]) -> dict[str, str]:
+        """What services get of a request's headers, by variable."""
         wanted = {key.removeprefix("HTTP_").replace("_", "-"): name for key, name in self.custom_headers_keys.items()}
         return {name: received[header] for header, name in wanted.items() if header in received}
 
@@ -54,7 +52,7 @@ class ServiceSecrets(LoggingConfigurable):
         name: str,
         certs_name: str,
         env: Json,
-        headers: Mapping[str, str],
+        variables: Mapping[str, str],
         certs: Mapping[str, str] | None,
         **more: str,
     ) -> list[Json]:
@@ -64,12 +62,12 @@ class ServiceSecrets(LoggingConfigurable):
             name: of the one with the environment.
             certs_name: of the one with certificates.
             env: what the Hub has sent.
-            headers: of the request, by variable.
+            variables: of the request's headers.
             certs: what the Hub has sent.
             more: variables that are the manager's own.
 
         """
-        data = {**env, **headers, **self.env}
+        data = {**env, **variables, **self.env}
         texts = {key: _text(value) for key, value in data.items() if key not in self.env_skip}
         secrets = [_secret(name, {**texts, **more})]
         if certs and self.ssl_enabled:
@@ -98,8 +96,3 @@ def secret_name(prefix: str, id: str, deployment: str) -> str:
         digest = hashlib.sha256(id.encode()).hexdigest()[:8]
         return f"{prefix}{id[: _LONGEST - len(prefix) - 9]}-{digest}"
     return f"{prefix}{id}-{deployment}"[:_LONGEST].rstrip("-._")
-
-
-def deployment_name() -> str:
-    """What this manager is called in the cluster."""
-    return environment.text("DEPLOYMENT_NAME", "k8smgr")
