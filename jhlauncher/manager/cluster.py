@@ -111,7 +111,12 @@ class Cluster(LoggingConfigurable):
 
         """
         body = labelled(item, self.labels(key), {MAIN: "true"} if main else None)
-        await self._request("POST", await self._path(ref_of(item), named=False), body)
+        try:
+            await self._request("POST", await self._path(ref_of(item), named=False), body)
+        except KubernetesRefused as error:
+            # asked again, a busy API server may have done it the first time
+            if error.code != 409 or await self._ours(ref_of(item), key) is None:
+                raise
 
     async def apply(self, item: Json, key: str) -> None:
         """Make an object of a service, or merge what is given into the one that there is (RFC 7396).

@@ -29,6 +29,9 @@ from .rows import Row
 from .status import Details, StatusTexts, Verdict, time_of
 
 _MAKERS = {"Deployment", "ReplicaSet", "StatefulSet"}
+_WATCHED = ("pods", "events")
+_STABLE = 60
+"""Seconds after which a service that has been down is taken to be up again; a container that crashes is restarted."""
 _STEPS = {"Scheduled": 40, "Pulling": 50, "Pulled": 60, "Created": 65, "Started": 70}
 """Per cent at which a start is after an event with this reason; others only have something to say."""
 
@@ -39,12 +42,16 @@ class _Followed:
 
     row: Row
     contact: Contact | None
+    introduced: bool
+    """Whether ``contact`` is known; it may be that there is none."""
     verdict: Verdict = field(default_factory=lambda: Verdict(True))
     explaining: asyncio.Task[Details] | None = None
     """Finds out why it does not run."""
     since: float = field(default_factory=time.monotonic)
     """Since when it is followed, on the monotonic clock."""
     down_since: float | None = None
+    up_since: float | None = None
+    """Until it has been so for a while, it may be about to crash again."""
     been_up: bool = False
     told: set[str] = field(default_factory=set)
     """Events that its Hub knows of, or need not."""
@@ -112,7 +119,7 @@ class Watching(LoggingConfigurable):
 
         """
         ours = {MANAGED_BY: "jhlauncher", INSTANCE: self._cluster.deployment_name, MAIN: "true"}
-        for kind, labels in (("pods", ours), ("events", {})):
+        for kind, labels in zip(_WATCHED, (ours, {}), strict=True):
             self._given_up[kind] = asyncio.Event()
             try:
                 await self._watch(kind, labels)
@@ -180,10 +187,10 @@ class Watching(LoggingConfigurable):
         Args:
             row: the service.
             contact: who is told; None: nobody.
-            coming_up: it is being started, rather than found.
+            coming_up: it is being started; one that was found has its contact in its Secret.
 
         """
-        self._followed.setdefault(row.key, _Followed(row, contact, been_up=not coming_up))
+        self._followed.setdefault(row.key, _Followed(row, contact, introduced=coming_up, been_up=not coming_up))
         self._bell.ring()
 
     def leave(self, key: str) -> None:
@@ -200,19 +207,21 @@ class Watching(LoggingConfigurable):
 
         """
         followed = self._followed.get(row.key)
-        if followed and followed.contact:
+        if followed and followed.introduced:
             return followed.contact
         env = await self._cluster.secret(row.secret, row.key)
         certs = await self._cluster.secret(row.certs_secret, row.key) if row.certs_secret else {}
         contact = Contact.of(env, reports.certificates(certs))
         if followed:
-            followed.contact = contact
+            followed.contact, followed.introduced = contact, True
         return contact
 
     def down_for(self, key: str) -> float:
         """For how many seconds a service has not been running."""
         followed = self._followed.get(key)
-        return time.monotonic() - followed.down_since if followed and followed.down_since is not None else 0
+        if followed is None or followed.down_since is None or followed.verdict.running:
+            return 0
+        return time.monotonic() - followed.down_since
 
     async def status(self, row: Row) -> Details | None:
         """None if a service runs or starts; else why not."""
@@ -222,6 +231,8 @@ class Watching(LoggingConfigurable):
             await asyncio.wait([explaining])
             if not explaining.cancelled():
                 return explaining.result()
+            if followed.explaining is explaining:  # all watching has ended
+                return None
             followed = self._followed.get(row.key)
         return None
 
@@ -240,9 +251,9 @@ class Watching(LoggingConfigurable):
 
     def look(self) -> None:
         """Look at all services; nothing is said of any while the cluster has not been seen."""
-        if len(self._reflectors) < 2:
+        if len(self._reflectors) < len(_WATCHED):
             return
-        view = _View(self._reflectors["pods"].resources, self._reflectors["events"].resources)
+        view = _View(*(self._reflectors[kind].resources for kind in _WATCHED))
         for followed in list(self._followed.values()):
             try:
                 self._look_at(followed, view)
@@ -262,12 +273,17 @@ class Watching(LoggingConfigurable):
         if verdict.running:
             if followed.explaining:
                 followed.explaining.cancel()
-            followed.down_since = followed.explaining = None
+            followed.explaining = None
+            followed.up_since = followed.up_since or time.monotonic()
+            if time.monotonic() - followed.up_since > _STABLE:
+                followed.down_since = None
             self._tell_progress(followed, events)
             followed.been_up = followed.been_up or verdict.up
-        elif followed.explaining is None or (verdict.pod and verdict != before):
+            return
+        followed.up_since = None
+        followed.down_since = followed.down_since or time.monotonic()
+        if followed.explaining is None or (verdict.pod and verdict != before):
             # once the pod is gone, what was known while it was there still says more
-            followed.down_since = followed.down_since or time.monotonic()
             if followed.explaining:
                 followed.explaining.cancel()
             followed.explaining = asyncio.create_task(self._explain(followed, verdict), name=f"why {row.id} failed")
@@ -296,12 +312,12 @@ class Watching(LoggingConfigurable):
         return details
 
     async def _tell_failure(self, followed: _Followed, details: Details) -> None:
-        followed.failure_told = True
         try:
             contact = await self.contact(followed.row)
         except KubernetesRefused as error:
             self.log.warning("The Hub of service %s is not known: %s", followed.row, error.message)
         else:
+            followed.failure_told = True
             self._reports.tell(followed.row.key, contact, reports.failure(details))
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from jhlauncher.database import Database
+from jhlauncher.manager.rendering import Ref
+from jhlauncher.manager.rows import Row, Rows
 from tests.engines.hubs import REPOSITORY
 from tests.manager.receivers import Receiver
-from tests.manager.support import Manager, Namespace, new_name
+from tests.manager.support import Manager, Namespace, description, new_name
 
 pytestmark = pytest.mark.real_hub
 
@@ -109,6 +114,35 @@ def test_status_costs_the_cluster_nothing(stopped: Manager, hub: Receiver, tmp_p
         stopped.request("DELETE", f"services/{name}/")
 
 
+async def keep_rows(manager: Manager, number: int) -> list[str]:
+    """Have so many services in the manager's database that run, as far as it knows; their names."""
+    database = Database(url=f"sqlite:///{manager.folder}/jhlauncher.sqlite")
+    database.validate_settings()
+    await database.start()
+    rows = Rows(database)
+    names = [new_name() for _ in range(number)]
+    for name in names:
+        main = Ref("apps/v1", "Deployment", f"depl-{name}-1")
+        row = Row("hub", name, "1", {"service": "Type/idle"}, 17, main, [main, Ref("v1", "Secret", "s")], "s")
+        await rows.begin(row)
+        await rows.started(row.key)
+    await database.stop()
+    return names
+
+
+def test_a_thousand_services_cost_the_cluster_no_more_than_one(stopped: Manager, tmp_path: Path):
+    names = asyncio.run(keep_rows(stopped, 1000))
+    requests = tmp_path / "requests"
+    stopped.program = ["-m", "tests.manager.wrapped", "count", str(requests)]
+    stopped.environment["PYTHONPATH"] = str(REPOSITORY)
+    stopped.begin()
+    with ThreadPoolExecutor(8) as threads:
+        assert all(model["running"] for model in threads.map(stopped.status, names))
+    asked = requests.read_text().splitlines()
+    assert {line.partition("?")[0].rpartition("/")[2] for line in asked} == {"pods", "events"}
+    assert len(asked) < 12, "two lists and two watches, and again when a watch is renewed"
+
+
 def test_what_ended_is_removed_after_a_while(stopped: Manager, hub: Receiver, namespace: Namespace):
     stopped.arguments = ["--Reaper.interval=0.5", "--Reaper.ended_grace=1"]
     stopped.begin()
@@ -116,6 +150,17 @@ def test_what_ended_is_removed_after_a_while(stopped: Manager, hub: Receiver, na
     stopped.until(lambda: stopped.request("GET", f"services/{name}/")[0] == 404)
     assert namespace.objects(name) == []
     assert "has not been running for a while; it is removed" in stopped.log()
+
+
+def test_what_crashes_again_and_again_is_removed_too(stopped: Manager, hub: Receiver, namespace: Namespace):
+    """Between two crashes, it runs for a moment."""
+    stopped.arguments = ["--Reaper.interval=0.5", "--Reaper.ended_grace=8"]
+    command = ["python3", "-c", "import time; time.sleep(2); 1 / 0"]
+    stopped.describe("Type/again", description(command))
+    stopped.begin()
+    name = start(stopped, hub, "Type/again")
+    stopped.until(lambda: stopped.request("GET", f"services/{name}/")[0] == 404, 120)
+    assert namespace.objects(name) == []
 
 
 def test_what_its_hub_does_not_know_is_removed(stopped: Manager, hub: Receiver, namespace: Namespace):
