@@ -125,7 +125,9 @@ class LauncherApp(HTTPService):
         return [*self.classes, *_manager().CONFIGURABLE]
 
     def _manager_parts(self) -> ManagerParts:
-        parts: ManagerParts = _manager().ManagerParts(self, self.parts.database, self.parts.hub, self.service_name)
+        parts: ManagerParts = _manager().ManagerParts(
+            self, self.parts.database, self.parts.hub, self.service_name, self.configuration_files()
+        )
         return parts
 
     def path(self) -> str:

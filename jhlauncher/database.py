@@ -55,8 +55,9 @@ class Database(LoggingConfigurable):
     """A database with the tables of `jhlauncher.tables`."""
 
     url = Unicode(
-        help="""Where launches are kept: sqlite:///FILE, or postgresql://USER:PASSWORD@HOST/NAME for several replicas.
+        help="""Where launches, and the services of the manager, are kept.
 
+        sqlite:///FILE, or postgresql://USER:PASSWORD@HOST/NAME for several replicas.
         Default: $JHLAUNCHER_DB_URL, or else sqlite:///jhlauncher.sqlite in the working directory.
         """
     ).tag(config=True)

@@ -159,6 +159,11 @@ class HTTPService(Application):
         except (SyntaxError, NameError) as error:
             raise TraitError(f"the configuration file {path} can't be read: {error}") from None
 
+    def configuration_files(self) -> list[Path]:
+        """What may be read as this process' configuration."""
+        path = Path(self.config_file or self.usual_config_file)
+        return [path.with_suffix(suffix).absolute() for suffix in (".py", ".json")]
+
     def _refuse_unknown_settings(self) -> None:
         """A misspelt setting would otherwise leave its default in force, which for a policy nobody wants."""
         configurables = [*self.configurables(), type(self)]

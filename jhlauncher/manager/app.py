@@ -30,6 +30,7 @@ class ManagerApp(HTTPService):
     usual_config_file = "jhlauncher_manager_config.py"
     aliases = {**HTTPService.aliases, "ip": "ManagerApp.ip", "port": "ManagerApp.port"}
 
+    bind_url = Unicode(help="Where to listen, http://IP:PORT, in place of `ip` and `port`.").tag(config=True)
     ip = Unicode("127.0.0.1", help="Where to listen. All addresses: 0.0.0.0 or ::.").tag(config=True)
     port = Integer(8080, min=1, max=65535, help="Port to listen on.").tag(config=True)
     prefix = Unicode("/", help="Path below which everything answers.").tag(config=True)
@@ -59,9 +60,13 @@ class ManagerApp(HTTPService):
                 raise TraitError(f"the TLS file {path} can't be read")
         self.database = Database(parent=self)
         self.database.validate_settings()
-        self.parts = ManagerParts(self, self.database)
+        self.parts = ManagerParts(self, self.database, settings=self.configuration_files())
         if not self.parts.credentials.names:
-            raise TraitError("nobody may call: set startup.create_user in $CONFIG_PATH, and <NAME>_USER_PASS for each")
+            wanted = ", ".join(self.parts.credentials.create_user) or "none"
+            raise TraitError(
+                f"nobody may call: startup.create_user in $CONFIG_PATH names who may ({wanted}), and each needs a "
+                "password or token, $<NAME>_USER_PASS or $<NAME>_USER_TOKEN"
+            )
 
     def path(self) -> str:
         """Below which everything answers."""

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import aiohttp
+import yaml
 from kubernetes_asyncio import client, config
-from traitlets import Float, Unicode, default
+from traitlets import Float, TraitError, Unicode, default
 from traitlets.config import LoggingConfigurable
 
 from .. import environment
@@ -76,13 +78,21 @@ class Cluster(LoggingConfigurable):
         """Make the client. No request is sent.
 
         Raises:
-            config.ConfigException: it is not known how the cluster is reached.
+            TraitError: it is not known how the cluster is reached.
 
         """
-        if self.kubeconfig:
-            await config.load_kube_config(config_file=self.kubeconfig)
-        else:
-            config.load_incluster_config()
+        try:
+            if self.kubeconfig:
+                for path in self.kubeconfig.split(os.pathsep):
+                    await asyncio.to_thread(Path(path).read_bytes)  # the library says less when it can't be read
+                await config.load_kube_config(config_file=self.kubeconfig)
+            else:
+                config.load_incluster_config()
+        except (config.ConfigException, OSError, yaml.YAMLError) as error:
+            how = (
+                f"KUBECONFIG={self.kubeconfig} can't be used" if self.kubeconfig else "set KUBECONFIG, or run in a pod"
+            )
+            raise TraitError(f"the manager has no cluster: {how} ({error})") from None
         self.client = client.ApiClient()
         self._kinds: dict[str, asyncio.Task[dict[str, _Kind]]] = {}
 
@@ -92,6 +102,20 @@ class Cluster(LoggingConfigurable):
             task.cancel()
         await asyncio.gather(*self._kinds.values(), return_exceptions=True)
         await self.client.close()
+
+    @property
+    def address(self) -> str:
+        """Of the API server."""
+        return str(self.client.configuration.host)
+
+    async def may_list(self, plural: str) -> None:
+        """Return if objects of this kind, of core/v1, can be listed.
+
+        Raises:
+            KubernetesRefused: they can't; code 0: the cluster does not answer.
+
+        """
+        await self._request("GET", f"/api/v1/namespaces/{quote(self.namespace)}/{plural}?limit=1")
 
     def labels(self, key: str) -> dict[str, str]:
         """Of all objects of a service."""
@@ -155,7 +179,14 @@ class Cluster(LoggingConfigurable):
             raise problem
 
     async def _remove(self, ref: Ref, key: str) -> None:
-        item = await self._ours(ref, key)
+        try:
+            item = await self._ours(ref, key)
+        except KubernetesRefused as error:
+            if error.code != 403:
+                raise
+            # of a kind that the manager may not even look at, it has made none
+            self.log.warning("%s is taken not to be there: %s", ref, error.message)
+            return
         if item is None:
             return
         options = {"propagationPolicy": "Background", "preconditions": {"uid": item["metadata"]["uid"]}}
@@ -193,7 +224,7 @@ class Cluster(LoggingConfigurable):
         try:
             text = await self._text("GET", path)
         except KubernetesRefused as error:
-            self.log.info("No log of %s: %s", pod, error.message)
+            self.log.debug("No log of %s: %s", pod, error.message)
             return []
         return text.rstrip().splitlines()[-lines:]
 

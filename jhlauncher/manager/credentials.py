@@ -79,8 +79,8 @@ class Credentials(LoggingConfigurable):
     hub_credential = Unicode(
         help="""The credential whose services callers with a token of the own Hub's have, beside the launcher.
 
-        They need the scopes start:servers, delete:servers and read:servers, not limited to some, and for logs
-        custom:jhlauncher:logging. Empty: such tokens are not taken.
+        It needs no password, nor an entry in `create_user`. The callers need the scopes start:servers, delete:servers
+        and read:servers, not limited to some, and for logs custom:jhlauncher:logging. Empty: such tokens are not taken.
         """
     ).tag(config=True)
     hub: Hub | None = None
@@ -125,7 +125,9 @@ class Credentials(LoggingConfigurable):
                 raise TraitError(f"{self._tokens[digest]} and {name} have the same token")
             self._tokens[digest] = name
         if not password and not token:
-            self.log.warning("No credential %s: neither $%s_USER_PASS nor _TOKEN is set", name, variable)
+            self.log.warning(
+                "No credential %s: neither $%s_USER_PASS nor $%s_USER_TOKEN is set", name, variable, variable
+            )
 
     @property
     def names(self) -> list[str]:

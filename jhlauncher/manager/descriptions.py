@@ -140,6 +140,11 @@ class Descriptions(LoggingConfigurable):
 
     # -- blocking, for a thread: file systems may hang
 
+    def look(self) -> None:
+        """Say so in the log if there are no descriptions at all."""
+        if not Path(self.descriptions).is_dir():
+            self.log.warning("services.descriptions: there is no folder %s", self.descriptions)
+
     def render(self, wanted: Wanted) -> Rendered:
         """The objects of a service. Reads files; changes nothing.
 

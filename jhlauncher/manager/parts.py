@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from kubernetes_asyncio.client import ApiException
-from kubernetes_asyncio.config import ConfigException
 from traitlets import TraitError
 from traitlets.config import Configurable
 
@@ -16,6 +15,7 @@ from ..hub import Hub
 from .cluster import Cluster
 from .credentials import Credentials
 from .descriptions import Descriptions
+from .errors import KubernetesRefused
 from .homes import Userhomes
 from .logs import LogHandlers
 from .reaper import Reaper
@@ -42,6 +42,7 @@ class ManagerParts:
         database: where services are kept.
         hub: the manager's own, whose tokens may be let in; None: it has none.
         service_name: at that Hub.
+        settings: files with the configuration of this process.
 
     Raises:
         TraitError: a setting is wrong.
@@ -49,7 +50,12 @@ class ManagerParts:
     """
 
     def __init__(
-        self, parent: Configurable, database: Database, hub: Hub | None = None, service_name: str = ""
+        self,
+        parent: Configurable,
+        database: Database,
+        hub: Hub | None = None,
+        service_name: str = "",
+        settings: Iterable[Path] = (),
     ) -> None:
         self.credentials = Credentials(parent=parent)
         self.credentials.hub, self.credentials.service_name = hub, service_name
@@ -57,20 +63,15 @@ class ManagerParts:
         self._config = ConfigFile(parent=parent)
         self._cluster = Cluster(parent=parent)
         self._reports = Reports(parent=parent)
-        descriptions, texts, homes = Descriptions(parent=parent), StatusTexts(parent=parent), Userhomes(parent=parent)
+        self._descriptions = descriptions = Descriptions(parent=parent)
+        texts, homes = StatusTexts(parent=parent), Userhomes(parent=parent)
         self._tunnels = Tunnels(parent=parent, stage=descriptions.stage)
         rows = Rows(database)
 
         def protected() -> list[Path]:
-            own = [
-                descriptions.base,
-                descriptions.descriptions,
-                homes.base,
-                homes.skel,
-                self._config.path,
-                database.file,
-            ]
-            return [Path(path) for path in own if path]
+            folders: list[str | Path] = [descriptions.base, descriptions.descriptions, homes.base, homes.skel]
+            files: list[str | Path] = [self._config.path, database.file, *settings]
+            return [Path(path) for path in (*folders, *files) if path]
 
         self.logs = LogHandlers(parent=parent, database=database, protected=protected)
         self._watching = Watching(
@@ -101,10 +102,13 @@ class ManagerParts:
                 for part in (self._cluster, self._reports, self._watching):
                     await part.start()
                     stack.push_async_callback(part.stop)
-            except ConfigException as error:
-                raise TraitError(f"the manager has no cluster: set KUBECONFIG, or run in a pod ({error})") from None
-            except ApiException as error:
-                raise TraitError(f"the manager can't look after pods in {self._cluster.namespace}: {error}") from None
+            except KubernetesRefused as error:
+                where = f"{self._cluster.namespace} of {self._cluster.address}"
+                raise TraitError(
+                    f"the manager can't look after services in the namespace {where}; "
+                    f"etc/manager/rbac.yaml has the rights that it needs ({error.message})"
+                ) from None
+            await asyncio.to_thread(self._descriptions.look)
             stack.push_async_callback(self.services.close)
             await self.services.recover()
             yield

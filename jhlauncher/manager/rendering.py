@@ -73,10 +73,18 @@ def load(text: str, replace: Replace, where: str) -> list[Json]:
         while loader.check_data():  # type: ignore[no-untyped-call]
             documents.append(loader.get_data())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise BadDescription(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise BadDescription(f"{where} is not valid YAML: {_problem(error)}") from error
     finally:
         loader.dispose()
     return [item for document in documents if document is not None for item in _unfolded(document, where)]
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong, and where."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', '')}"
 
 
 class _Loader(yaml.SafeLoader):
@@ -145,9 +153,11 @@ def check(objects: list[Json], update: list[Json], *, namespace: str, main_name:
             raise BadDescription(f"{ref} is there twice")
     main = [item for item in objects if item["kind"] in _MAIN and item["metadata"]["name"] == main_name]
     if not main:
-        raise BadDescription(f"there is no {' or '.join(_MAIN)} with the name {main_name}")
+        there = ", ".join(map(str, refs)) or "nothing"
+        raise BadDescription(f"there is no {' or '.join(_MAIN)} with the name {main_name}; there is: {there}")
     if container not in _containers(main[0]):
-        raise BadDescription(f"{ref_of(main[0])} has no container with the name {container}")
+        there = ", ".join(map(str, _containers(main[0]))) or "none"
+        raise BadDescription(f"{ref_of(main[0])} has no container with the name {container}; there is: {there}")
     return Rendered(objects, update, ref_of(main[0]))
 
 

@@ -19,8 +19,8 @@ REQUIRED: dict[str, list[str]] = {
     "start_id": [],
 }
 _LONGEST = 200
-_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
-"""A servername or start_id: they become parts of names in Kubernetes, which is stricter still."""
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
+"""A servername or start_id: they become parts of names in Kubernetes (RFC 1123)."""
 _INTEGER = re.compile(r"-?\d{1,18}")
 
 
@@ -100,7 +100,9 @@ def _name(field: str, value: Any, blank: bool) -> str:
     if len(text) > _LONGEST:
         raise BadInput({field: [f"Ensure this field has no more than {_LONGEST} characters."]})
     if not _NAME.fullmatch(text):
-        raise BadInput({field: ["Must be letters, digits, '.', '_' and '-', beginning and ending with the first two."]})
+        raise BadInput(
+            {field: ["Must be small letters, digits, '.' and '-', beginning and ending with the first two."]}
+        )
     return text
 
 

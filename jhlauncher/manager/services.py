@@ -208,8 +208,10 @@ class ServiceManager(LoggingConfigurable):
             async with asyncio.timeout(self.start_timeout):
                 rendered = await self._in_thread(self._descriptions.render, wanted)
         except BadDescription as error:
+            self.log.warning("Service %s of %s can't be started: %s", id, request.credential, error.message)
             raise self._refused(error.message) from error
         except TimeoutError:
+            self.log.error("The description %s can't be read in time", wanted.service)
             raise self._refused("Its description could not be read in time") from None
         secrets = self._secrets.render(
             wanted.secret_name, wanted.secret_certs_name, request.env, request.variables, request.certs,

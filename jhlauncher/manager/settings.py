@@ -68,7 +68,7 @@ class ConfigFile(LoggingConfigurable):
                 self._apply({key: value for key, value in values.items() if not key.startswith(_AT_START)})
                 self.log.info("%s has changed; it is in force", self.path)
             except TraitError as error:
-                self.log.error("%s has changed, and is not in force: %s", self.path, error)
+                self.log.error("What has changed is not in force: %s", error)
 
     def _stamp(self) -> tuple[int, int, int] | None:
         """What differs when the file is another."""

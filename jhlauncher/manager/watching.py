@@ -12,7 +12,6 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from kubernetes_asyncio.client import ApiException
 from kubespawner.reflector import ResourceReflector
 from traitlets import Float
 from traitlets.config import LoggingConfigurable
@@ -115,7 +114,7 @@ class Watching(LoggingConfigurable):
         """Watch; returns when all that is there has been seen, or the cluster does not answer yet.
 
         Raises:
-            ApiException: the cluster does not let us.
+            KubernetesRefused: the cluster does not let us.
 
         """
         ours = {MANAGED_BY: "jhlauncher", INSTANCE: self._cluster.deployment_name, MAIN: "true"}
@@ -123,10 +122,11 @@ class Watching(LoggingConfigurable):
             self._given_up[kind] = asyncio.Event()
             try:
                 await self._watch(kind, labels)
-            except Exception as error:  # kubespawner lets many kinds through
-                if isinstance(error, ApiException) and error.status in (401, 403):
+            except KubernetesRefused as error:
+                if error.code in (401, 403):
+                    await self.stop()
                     raise
-                self.log.error("The cluster does not answer (%s); it is tried again", type(error).__name__)
+                self.log.error("The cluster at %s can't be used yet: %s", self._cluster.address, error.message)
                 self._given_up[kind].set()
             self._tasks.append(asyncio.create_task(self._keep(kind, labels), name=f"watch of {kind}"))
         self._tasks.append(asyncio.create_task(self._looks(), name="services"))
@@ -141,6 +141,7 @@ class Watching(LoggingConfigurable):
             await reflector.stop()
 
     async def _watch(self, kind: str, labels: dict[str, str]) -> None:
+        await self._cluster.may_list(kind)  # kubespawner's words for a refusal are long
         reflector = telling(ResourceReflector)(
             parent=self,
             kind=kind,
@@ -162,7 +163,7 @@ class Watching(LoggingConfigurable):
             try:
                 await self._watch(kind, labels)
             except Exception as error:  # of several libraries; it is logged, and tried again
-                self.log.warning("No watch of %s yet: %s", kind, error)
+                self.log.debug("No watch of %s yet: %s", kind, error)
             else:
                 self._given_up[kind].clear()
                 self._bell.ring()

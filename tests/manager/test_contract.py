@@ -201,7 +201,7 @@ def test_the_name_of_a_service(manager: Manager):
     assert manager.request("DELETE", f"services/{model['servername']}") == (204, None)
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "a b", "-a", "a-", "a\u00e4", "<id>", "a" * 201, "."])
+@pytest.mark.parametrize("name", ["../x", "a/b", "a b", "-a", "a-", "a\u00e4", "<id>", "a" * 201, ".", "Web", "a_b"])
 def test_names_that_kubernetes_does_not_know(manager: Manager, name: str):
     status, answer = manager.request("POST", body=start_body(), uuidcode=name.encode().decode("latin-1"))
     assert status == 400

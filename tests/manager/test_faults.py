@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.manager.receivers import Receiver, Wire
-from tests.manager.support import Manager, Namespace, new_name
+from tests.manager.support import Manager, Namespace, description, new_name
 
 pytestmark = pytest.mark.real_hub
 
@@ -58,6 +58,49 @@ def test_a_cluster_that_goes_away(stopped: Manager, namespace: Namespace, wire: 
         stopped.until(lambda: any(event["failed"] for event in hub.posted()), 120)
     for name in (running, crashing):
         assert stopped.request("DELETE", f"services/{name}/")[0] == 204
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "problem"),
+    [
+        ("DEPLOYMENT_NAMESPACE", "kube-system", "can't look after services in the namespace kube-system of https://"),
+        ("KUBECONFIG", "/no/such/file", "KUBECONFIG=/no/such/file can't be used"),
+        ("KUBECONFIG", "FOLDER/broken", "broken can't be used"),
+        ("KUBECONFIG", "", "set KUBECONFIG, or run in a pod"),
+        ("CONFIG_PATH", "/no/such/file", "/no/such/file can't be read"),
+        ("CONFIG_PATH", "", "nobody may call: "),
+    ],
+)
+def test_what_is_wrong_is_one_line(stopped: Manager, setting: str, value: str, problem: str):
+    (stopped.folder / "broken").write_text("a: [")
+    stopped.environment[setting] = value.replace("FOLDER", str(stopped.folder))
+    stopped.begin(wait=False)
+    assert stopped.process.wait(60) != 0
+    assert problem in stopped.log().splitlines()[-1]
+    assert "Traceback" not in stopped.log()
+
+
+def test_a_cluster_that_is_not_there_is_one_line(stopped: Manager, wire: Wire):
+    stopped.end()
+    wire.cut()
+    (stopped.folder / "log").write_text("")
+    stopped.begin()
+    stopped.until(lambda: "can't be used yet: Kubernetes does not answer" in stopped.log())
+    assert "Traceback" not in stopped.log()
+    assert len(stopped.log().splitlines()) < 12
+
+
+def test_a_kind_that_the_manager_may_not_make(stopped: Manager, namespace: Namespace):
+    """It is not waited for what was never made."""
+    stateful = "---\n{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: s-<id>}, spec: {}}\n"
+    stopped.describe("Type/stateful", description(replicas=0) + stateful)
+    stopped.begin()
+    name = new_name()
+    status, answer = stopped.start(name, "Type/stateful")
+    assert status == 500
+    assert "statefulsets.apps is forbidden" in answer["detailed_error"]
+    assert stopped.request("GET", f"services/{name}/")[0] == 404
+    assert namespace.objects(name) == []
 
 
 def test_stopped_in_the_middle_of_a_start(stopped: Manager, namespace: Namespace, wire: Wire):

@@ -248,7 +248,18 @@ def test_a_mail_server_that_is_silent_holds_nobody_up(manager: Manager, tmp_path
         assert manager.request("DELETE", "logs/handler/smtp/") == (204, None)
 
 
-@pytest.mark.parametrize("place", ["descriptions/hub/x", "base/x", "homes/x", "config.json", "jhlauncher.sqlite"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "descriptions/hub/x",
+        "base/x",
+        "homes/x",
+        "config.json",
+        "jhlauncher.sqlite",
+        "jhlauncher_manager_config.py",
+        "jhlauncher_manager_config.json",
+    ],
+)
 def test_what_is_the_managers_own_is_no_log(manager: Manager, place: str):
     status, answer = create(manager, "file", filename=str(manager.folder / place))
     assert status == 400

@@ -248,5 +248,5 @@ def test_config_json_is_read_again(stopped: Manager, change: str, tmp_path: Path
         stopped.configure(error_messages={message: "Another text"}, services={"bas": "x"})
     else:
         stopped.config.write_text("{")
-    stopped.until(lambda: "is not in force" in stopped.log())
+    stopped.until(lambda: "What has changed is not in force" in stopped.log())
     assert stopped.start(service="x")[1]["error"] == "Could not start service"
