@@ -45,7 +45,10 @@ ENVIRONMENT = (
 )
 
 
-LONGEST = ["test_faults.py", "test_kubernetes.py", "test_swarm.py", "test_kubernetes_rights.py", "test_real_hub.py"]
+LONGEST = [
+    "test_faults.py", "test_kubernetes.py", "test_swarm.py", "test_kubernetes_rights.py", "test_real_hub.py",
+    "test_killed.py", "test_running.py",
+]  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,12 +6,18 @@ import http.client
 from pathlib import Path
 from typing import Any
 
+import jupyterhub
 import pytest
 
 from tests.engines.hubs import REPOSITORY
 from tests.manager.support import Manager, Namespace, new_name
 
-pytestmark = pytest.mark.real_hub
+pytestmark = [
+    pytest.mark.real_hub,
+    pytest.mark.skipif(
+        jupyterhub.version_info[0] < 6, reason="what a process leaves does not depend on the Hub's version"
+    ),
+]
 
 OBJECTS = 4
 """Of a service of the type that is started here: a Secret, and three of its description."""
