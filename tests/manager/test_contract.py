@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from kubernetes_asyncio import client as kube
 
 from tests.manager.support import PASSWORDS, TOKEN, UPDATE, Manager, Namespace, basic, new_name, start_body
 
@@ -418,6 +419,59 @@ def test_the_input(manager: Manager, namespace: Namespace):
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         assert archive.extractfile("input/hello").read() == b"world"
     manager.request("DELETE", f"services/{name}/")
+
+
+STATEFUL = """
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: depl-<id>}
+spec:
+  serviceName: svc-<id>
+  replicas: 0
+  selector: {matchLabels: {name: depl-<id>}}
+  template:
+    metadata: {labels: {name: depl-<id>}}
+    spec: {containers: [{name: main, image: x}]}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: claim-<id>}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1M}}}
+"""
+
+
+def test_bug_only_five_kinds_were_removed(manager: Manager, namespace: Namespace):
+    manager.describe("Type/stateful", STATEFUL)
+    namespace.do(lambda api: _allow(namespace, api))
+    name = new_name()
+    status, model = manager.start(name, "Type/stateful")
+    assert status == 201, model
+    assert namespace.do(lambda api: _others(namespace, api)) == 2
+    assert manager.request("DELETE", f"services/{name}/") == (204, None)
+    assert namespace.do(lambda api: _others(namespace, api)) == 0
+
+
+async def _allow(namespace: Namespace, api: Any) -> None:
+    """What the example's rights do not have."""
+    rules = [
+        {"apiGroups": [group], "resources": [resource], "verbs": ["create", "get", "patch", "delete"]}
+        for group, resource in (("apps", "statefulsets"), ("", "persistentvolumeclaims"))
+    ]
+    roles = kube.RbacAuthorizationV1Api(api)
+    await roles.create_namespaced_role(namespace.name, {"metadata": {"name": "more"}, "rules": rules})
+    binding = {
+        "metadata": {"name": "more"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "more"},
+        "subjects": [{"kind": "ServiceAccount", "name": "k8smgr", "namespace": namespace.name}],
+    }
+    await roles.create_namespaced_role_binding(namespace.name, binding)
+
+
+async def _others(namespace: Namespace, api: Any) -> int:
+    """How many objects there are of these kinds that nobody is removing."""
+    sets = await kube.AppsV1Api(api).list_namespaced_stateful_set(namespace.name)
+    claims = await kube.CoreV1Api(api).list_namespaced_persistent_volume_claim(namespace.name)
+    return sum(item.metadata.deletion_timestamp is None for item in [*sets.items, *claims.items])
 
 
 # -- two Hubs

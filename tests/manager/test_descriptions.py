@@ -87,7 +87,7 @@ def test_without_a_stage_only_the_credential_counts(tmp_path: Path):
     assert annotations(of)["configured"] == "<a> <b> <c> <d>"
 
 
-def test_values_that_are_no_texts(tmp_path: Path):
+def test_bug_values_that_are_no_texts_raised(tmp_path: Path):
     of = descriptions(tmp_path, replace_credential={"hub": {"a": 1, "b": True, "c": 1.5, "replicas": 1}})
     assert annotations(of)["configured"] == "1 true 1.5 <d>"
     with pytest.raises(TraitError, match="'a' must be a text"):

@@ -34,7 +34,7 @@ def wire(stopped: Manager) -> Iterator[Wire]:
 
 
 @pytest.mark.parametrize("how", ["cut", "freeze"])
-def test_a_cluster_that_goes_away(stopped: Manager, namespace: Namespace, wire: Wire, how: str):
+def test_bug_a_stop_that_failed_was_forgotten(stopped: Manager, namespace: Namespace, wire: Wire, how: str):
     running, leaving, coming = (new_name() for _ in range(3))
     for name in (running, leaving):
         assert stopped.start(name, "Type/sleeping")[0] == 201

@@ -71,7 +71,7 @@ def remains(manager: Manager, namespace: Namespace, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("step", START, ids=lambda step: "-".join(map(str, step)))
-def test_killed_while_starting(stopped: Manager, namespace: Namespace, step: tuple[str, int, str]):
+def test_bug_what_was_made_before_a_crash_was_left(stopped: Manager, namespace: Namespace, step: tuple[str, int, str]):
     (stopped.folder / "skel/hub").mkdir(parents=True)
     doomed(stopped, step).begin()
     name = new_name()

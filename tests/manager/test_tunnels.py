@@ -36,7 +36,7 @@ async def test_a_hub_is_told(monkeypatch: pytest.MonkeyPatch):
     assert (headers["uuidcode"], headers["authorization"]) == ("StartUp", "Basic abc")
 
 
-async def test_again_until_it_takes_it(monkeypatch: pytest.MonkeyPatch):
+async def test_bug_a_hub_that_was_away_was_never_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TUNNEL_BASIC", "Basic abc")
     with Receiver().running() as receiver:
         for status in (500, 503, 401):
