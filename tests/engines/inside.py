@@ -47,14 +47,19 @@ async def run(launched: dict[str, Any], code: str) -> str:
 
 
 async def _execute(socket: aiohttp.ClientWebSocketResponse, code: str) -> str:
-    header = {"msg_id": uuid.uuid4().hex, "msg_type": "execute_request", "session": uuid.uuid4().hex, "version": "5.3"}
-    content = {"code": code, "silent": False}
-    message = {"header": {**header, "username": "test"}, "parent_header": {}, "metadata": {}, "content": content}
-    await socket.send_json({**message, "channel": "shell"})
+    request = _message("execute_request", code=code, silent=False)
+    await socket.send_json(request)
     printed = []
-    async for frame in socket:
+    while True:
+        try:
+            frame = await socket.receive(timeout=5)
+        except TimeoutError:
+            # ipykernel with the oldest Tornado may miss that a message has come, until there is another
+            await socket.send_json(_message("kernel_info_request"))
+            continue
+        assert frame.type is aiohttp.WSMsgType.TEXT, "the kernel is gone"
         reply = json.loads(frame.data)
-        if reply["parent_header"].get("msg_id") != header["msg_id"]:
+        if reply["parent_header"].get("msg_id") != request["header"]["msg_id"]:
             continue
         kind, content = reply["header"]["msg_type"], reply["content"]
         if kind == "stream" and content["name"] == "stdout":
@@ -63,7 +68,13 @@ async def _execute(socket: aiohttp.ClientWebSocketResponse, code: str) -> str:
             raise AssertionError("\n".join(content["traceback"]))
         elif kind == "status" and content["execution_state"] == "idle":
             return "".join(printed)
-    raise AssertionError("the kernel is gone")
+
+
+def _message(kind: str, **content: Any) -> dict[str, Any]:
+    """A message for a kernel (https://jupyter-client.readthedocs.io/en/stable/messaging.html)."""
+    header = {"msg_id": uuid.uuid4().hex, "msg_type": kind, "session": uuid.uuid4().hex, "version": "5.3"}
+    header["username"] = "test"
+    return {"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell"}
 
 
 async def probe(launched: dict[str, Any]) -> dict[str, Any]:
