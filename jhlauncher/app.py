@@ -43,6 +43,9 @@ class LauncherApp(HTTPService):
         "upgrade-db": ("jhlauncher.upgrade.UpgradeDatabase", "Bring the database to the schema of this version."),
     }
 
+    bind_url = Unicode(
+        help="Where to listen, http://IP:PORT. Default: $JUPYTERHUB_SERVICE_URL, or else http://127.0.0.1:5000."
+    ).tag(config=True)
     prefix = Unicode(
         "/services/launcher/",
         help="Path below which everything answers. Default: $JUPYTERHUB_SERVICE_PREFIX, or else /services/launcher/.",
@@ -113,6 +116,7 @@ class LauncherApp(HTTPService):
             TraitError: a setting is missing, wrong, or contradicts another.
 
         """
+        super().prepare()
         if self.public_url:
             check_url("JupyterHub's public URL", self.public_url)
         self.parts = Parts(self, self.signing_key)

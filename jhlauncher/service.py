@@ -10,7 +10,7 @@ import resource
 import signal
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -56,10 +56,7 @@ class HTTPService(Application):
         "./jhlauncher_manager_config.py). --generate-config writes it."
     ).tag(config=True)
     generate_config = Bool(False, help="Write a configuration file with every setting commented out.").tag(config=True)
-    bind_url = Unicode(
-        "http://127.0.0.1:5000",
-        help="Where to listen, http://IP:PORT. Default: $JUPYTERHUB_SERVICE_URL, or else http://127.0.0.1:5000.",
-    ).tag(config=True)
+    bind_url = Unicode(help="Where to listen, http://IP:PORT.").tag(config=True)
     shutdown_timeout = Float(
         20, min=0, help="Seconds that running requests get to end when the service is told to stop (SIGTERM)."
     ).tag(config=True)
@@ -72,13 +69,14 @@ class HTTPService(Application):
     # -- what differs
 
     def prepare(self) -> None:
-        """Make the parts.
+        """Make the parts; here, what requests share. A command that does not listen does without this.
 
         Raises:
             TraitError: a setting is missing, wrong, or contradicts another.
 
         """
-        raise NotImplementedError
+        check_url("the address to listen on", self.bind_url, with_port=True)
+        self.serving = Serving(max_body_size=self.max_body_size, keepalive_interval=self.keepalive_interval)
 
     def configurables(self) -> list[type[Configurable]]:
         """Whose settings the configuration may have."""
@@ -96,19 +94,17 @@ class HTTPService(Application):
         """What handlers find in their settings."""
         raise NotImplementedError
 
-    @asynccontextmanager
-    async def connected(self) -> AsyncIterator[None]:
+    def connected(self) -> AbstractAsyncContextManager[None]:
         """What requests need is open."""
-        yield
+        raise NotImplementedError
 
-    @asynccontextmanager
-    async def working(self) -> AsyncIterator[None]:
+    def working(self) -> AbstractAsyncContextManager[None]:
         """What goes on without requests."""
-        yield
+        raise NotImplementedError
 
     def tls(self) -> ssl.SSLContext | None:
         """For ``https``; None if there is no key and certificate."""
-        return None
+        raise NotImplementedError
 
     def ends(self) -> list[asyncio.Event]:
         """What ends the process, beside signals."""
@@ -142,8 +138,6 @@ class HTTPService(Application):
             raise TraitError(f"unknown argument {self.extra_args[0]!r}; see jhlauncher --help")
         self._load_configuration()
         self._refuse_unknown_settings()
-        self.serving = Serving(max_body_size=self.max_body_size, keepalive_interval=self.keepalive_interval)
-        check_url("the address to listen on", self.bind_url, with_port=True)
         self.prepare()
 
     def exit(self, exit_status: int | str | None = 0) -> None:

@@ -72,6 +72,11 @@ async def test_schema_without_a_version_is_refused(database_url: str):
         await database.start()
 
 
+def test_upgrade_db_does_not_listen(database_url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_URL", "http://no-port")
+    assert upgrade(database_url).returncode == 0
+
+
 def test_upgrade_db(database_url: str):
     for _ in range(2):
         done = upgrade(database_url)

@@ -16,7 +16,7 @@ PACKAGE = Path(jhlauncher.__file__).parent
 LINES = """
 _version environment errors sse bell turnstile ports queue tables migrations migrations.env migrations.versions
 migrations.versions.0001_launches migrations.versions.0002_manager
-reflectors
+reflectors apiserver
 models database transport
 records signing failures
 queries rules hub metrics audit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from kubespawner import KubeSpawner
 from kubespawner.slugs import safe_slug
 from traitlets import Float, Unicode, default
 
+from ..apiserver import words_of
 from ..bell import first_ring
 from ..failures import MAX_LINES, Evidence, Failure, StartFailed
 from ..models import Gpu, LaunchSpec, Volume
@@ -117,7 +117,7 @@ class KubernetesLaunch(LauncherSpawnerMixin):
                 raise self._volume_failed(volume, error) from error
 
     def _volume_failed(self, volume: Volume, error: ApiException) -> StartFailed:
-        message = _message(error)
+        message = words_of(error.body, error.reason)
         if "exceeded quota" in message:
             return StartFailed(Failure(reason="quota_exceeded", message=f"The volume {volume.name}: {message}"))
         return StartFailed(Failure(reason="volume_failed", message=f"The volume {volume.name} can't be had: {message}"))
@@ -252,7 +252,7 @@ class KubernetesLaunch(LauncherSpawnerMixin):
     async def explain(self, error: Exception) -> Failure | None:
         """What Kubernetes' refusal means."""
         if isinstance(error, ApiException):
-            message = _message(error)
+            message = words_of(error.body, error.reason)
             if error.status == 403 and ("quota" in message or "usage per" in message):
                 return Failure(reason="quota_exceeded", message=f"Kubernetes did not accept the server: {message}")
             return Failure(reason="start_failed", message=f"Kubernetes did not accept the server: {message}")
@@ -289,14 +289,6 @@ class LauncherKubeSpawner(KubernetesLaunch, KubeSpawner):  # type: ignore[misc]
 
 def _uid(pod: Any) -> str | None:
     return pod["metadata"]["uid"] if pod else None
-
-
-def _message(error: ApiException) -> str:
-    """The API server's own words."""
-    try:
-        return str(json.loads(error.body)["message"])
-    except (TypeError, ValueError, LookupError):
-        return str(error.reason)
 
 
 def _escaped(value: str) -> str:

@@ -53,6 +53,7 @@ class ManagerApp(HTTPService):
             TraitError: a setting is missing, wrong, or contradicts another.
 
         """
+        super().prepare()
         if bool(self.keyfile) != bool(self.certfile):
             raise TraitError("TLS needs both ManagerApp.keyfile and ManagerApp.certfile")
         for path in filter(None, (self.keyfile, self.certfile)):

@@ -23,6 +23,7 @@ from traitlets import Float, TraitError, Unicode, default
 from traitlets.config import LoggingConfigurable
 
 from .. import environment
+from ..apiserver import words_of
 from .errors import BadDescription, KubernetesRefused
 from .rendering import Json, Ref, labelled, ref_of
 
@@ -302,24 +303,16 @@ class Cluster(LoggingConfigurable):
             )  # fmt: skip
             text: str = await answer.text(errors="replace")  # a log may have any bytes
         except client.ApiException as error:
-            raise KubernetesRefused(_message(error.body, error.reason), error.status or 0) from error
+            raise KubernetesRefused(words_of(error.body, error.reason), error.status or 0) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise KubernetesRefused(f"Kubernetes does not answer ({type(error).__name__})", 0) from error
         if answer.status >= 400:
-            raise KubernetesRefused(_message(text, answer.reason), answer.status)
+            raise KubernetesRefused(words_of(text, answer.reason), answer.status)
         return text
 
 
 def _root(version: str) -> str:
     return f"/api/{quote(version)}" if "/" not in version else f"/apis/{quote(version)}"
-
-
-def _message(body: Any, reason: str | None) -> str:
-    """The API server's own words."""
-    try:
-        return str(json.loads(body)["message"])
-    except (TypeError, ValueError, LookupError):
-        return str(reason or "refused")
 
 
 def _decoded(value: str) -> str:

@@ -185,13 +185,8 @@ class Descriptions(LoggingConfigurable):
             (self.secretcertsname_keyword, Value(wanted.secret_certs_name)),
             (self.namespace_keyword, Value(wanted.namespace)),
         ]
-        values: dict[str, Value] = {}
-        for keyword, value in ours:
-            values.setdefault(keyword, value)
-        for keywords in configured:
-            for keyword, value in keywords.items():
-                values.setdefault(keyword, Value(_text(value), typed=True))
-        return values
+        theirs = [(keyword, Value(_text(value), typed=True)) for each in configured for keyword, value in each.items()]
+        return dict(reversed([*ours, *theirs]))
 
     def _pack(self, folder: Path, credential: str) -> str:
         """The folder as ``input`` in a .tar.gz, in base64; nothing if there is none."""
@@ -201,12 +196,8 @@ class Descriptions(LoggingConfigurable):
         with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
             archive.add(folder, arcname="input", recursive=False, filter=_anonymous)
             for name, path in tree(folder, self._left_out(credential), within=Path(self.descriptions)):
-                inside = (
-                    Path("input", name)
-                    if path.is_dir()
-                    else Path("input", name.parent, self._plain(name.name, credential))
-                )
-                archive.add(path.resolve(), arcname=str(inside), recursive=False, filter=_anonymous)
+                plain = name if path.is_dir() else name.parent / self._plain(name.name, credential)
+                archive.add(path.resolve(), arcname=str("input" / plain), recursive=False, filter=_anonymous)
         if buffer.tell() > _MAX_BYTES:
             raise BadDescription(f"{folder.name} has more than {_MAX_BYTES} bytes, packed")
         return base64.b64encode(buffer.getvalue()).decode()
