@@ -26,6 +26,34 @@ class Target:
     """The Hub is known to have this user."""
 
 
+@dataclass(frozen=True)
+class Visible:
+    """The launches that a caller may see: their own, and those of servers that their scopes let them read."""
+
+    caller: str
+    everything: bool = False
+    users: frozenset[str] = frozenset()
+    servers: frozenset[tuple[str, str]] = frozenset()
+    groups: frozenset[str] = frozenset()
+    """Whose members are among the users."""
+
+    def covers(self, record: LaunchRecord) -> bool:
+        """Whether a launch is among them."""
+        return (
+            self.everything
+            or record.caller == self.caller
+            or record.username in self.users
+            or (record.username, record.server_name) in self.servers
+        )
+
+    def condition(self) -> sa.ColumnElement[bool]:
+        """The same for the database."""
+        if self.everything:
+            return sa.true()
+        servers = [(launches.c.username == user) & (launches.c.server_name == name) for user, name in self.servers]
+        return sa.or_(launches.c.username.in_(sorted(self.users)), launches.c.caller == self.caller, *servers)
+
+
 class Access:
     """What callers reach."""
 
@@ -93,21 +121,32 @@ class Access:
         groups = frozenset().union(*(caller.filters(scope, "group") for scope in scopes))
         return bool(groups) and user in await self._hub.members(groups)
 
-    async def visible(self, caller: Caller) -> sa.ColumnElement[bool]:
-        """Condition: the launches that a caller may see."""
+    async def visible(self, caller: Caller) -> Visible:
+        """The launches that a caller may see."""
         if not caller.scopes.isdisjoint(READ):
-            return sa.true()
-        users: set[str] = set()
-        reached = [launches.c.caller == caller.label]
-        for scope in READ:
-            users |= caller.filters(scope, "user")
-            groups = caller.filters(scope, "group")
-            if groups:
-                users |= await self._hub.members(groups)
-            for server in caller.filters(scope, "server"):
-                user, _, name = server.partition("/")
-                reached.append((launches.c.username == user) & (launches.c.server_name == name))
-        return sa.or_(launches.c.username.in_(sorted(users)), *reached)
+            return Visible(caller.label, everything=True)
+        groups, users, servers = (
+            frozenset().union(*(caller.filters(scope, by) for scope in READ)) for by in ("group", "user", "server")
+        )
+        if groups:
+            users |= await self._hub.members(groups)
+        pairs = (server.partition("/") for server in servers)
+        return Visible(caller.label, False, users, frozenset((user, name) for user, _, name in pairs), groups)
+
+    async def members(self, caller: Caller, group: str) -> frozenset[str]:
+        """The users in a group whose servers the caller may see.
+
+        Raises:
+            Forbidden: the caller's scopes do not reach this group.
+
+        """
+        visible = await self.visible(caller)
+        if not visible.everything and group not in visible.groups | caller.groups:
+            raise Forbidden(
+                f"Your token's scopes do not reach the group {group}: {READ[0]} is needed for it.",
+                details={"needs": f"{READ[0]}!group={group}"},
+            )
+        return await self._hub.members(frozenset({group}))
 
 
 def out_of_reach(user: str, server: str, scopes: tuple[str, ...]) -> Forbidden:

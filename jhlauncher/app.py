@@ -19,6 +19,7 @@ from . import environment
 from .handlers import ROUTES
 from .handlers.base import NotFoundHandler
 from .handlers.callers import Services
+from .handlers.sessions import Sessions
 from .parts import CONFIGURABLE, Parts
 from .service import HTTPService, check_url, folder
 from .signing import KEY_ENV
@@ -150,12 +151,18 @@ class LauncherApp(HTTPService):
         """What handlers find in their settings."""
         services = Services(
             parts=self.parts,
+            sessions=Sessions(self.parts.hub, self.parts.signer, self.prefix, self.service_name, parent=self),
             authenticate_prometheus=self.authenticate_prometheus,
             prefix=self.prefix,
             service_name=self.service_name,
             public_url=self.public_url,
         )
-        return {"services": services, "manager": self.manager_parts, "default_handler_class": NotFoundHandler}
+        return {
+            "services": services,
+            "manager": self.manager_parts,
+            "cookie_secret": self.parts.signer.cookie_secret(),
+            "default_handler_class": NotFoundHandler,
+        }
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from traitlets import Float
 from traitlets.config import LoggingConfigurable
@@ -76,6 +76,8 @@ class Feed(LoggingConfigurable):
         self._queue_changed = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
         self._missed = 0  # how often something may have been missed
+        self.line_observers: list[Callable[[list[str], str], Awaitable[None]]] = []
+        """Called with the ids of all that wait, in order, and with what holds them up, whenever that has changed."""
         store.database.on_change(self._changed, self._look_again)
         store.event_observers.append(self._kept_here)
 
@@ -159,6 +161,10 @@ class Feed(LoggingConfigurable):
                     raise NotFound("This launch is not known any more.", reason="launch_not_found")
                 return found
 
+    def look(self) -> None:
+        """Look at the queue again, for one who has just come."""
+        self._queue_changed.set()
+
     def hinder(self, why: str) -> None:
         """Tell all who wait what holds them up; "" when it is over."""
         if why != self._hindrance:
@@ -210,10 +216,13 @@ class Feed(LoggingConfigurable):
             await self._queue_changed.wait()
             await asyncio.sleep(self.position_interval)  # most are gone by then
             self._queue_changed.clear()
-            if not self._listeners:
+            if not self._listeners and not self.line_observers:
                 continue
             try:
-                await self._tell_positions(await self._store.queue_order())
+                order = await self._store.queue_order()
+                await self._tell_positions(order)
+                for observer in list(self.line_observers):
+                    await observer(order, self._hindrance)
             except StoreUnavailable:
                 self._queue_changed.set()
             except Exception:

@@ -112,6 +112,18 @@ class Hub(Transport):
             scopes=frozenset(model["scopes"]),
         )
 
+    async def redeem(self, fields: dict[str, str]) -> str:
+        """The token of someone who has logged in with a browser, for the fields of OAuth's request (RFC 6749, 4.1.3).
+
+        Raises:
+            Unauthenticated: the code in it is not good, or not any more.
+
+        """
+        reply = await self._request("POST", "/oauth2/token", form=fields, expected=(400,))
+        if reply.status == 400:
+            raise Unauthenticated("JupyterHub does not accept this login any more. Log in again.")
+        return str(reply["access_token"])
+
     # -- the Hub
 
     async def reachable(self) -> None:

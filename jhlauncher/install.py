@@ -91,7 +91,9 @@ def install_launcher(
     service: dict[str, Any] = {
         "name": name,
         "url": url or f"http://127.0.0.1:{free_port(SERVICES)}",
-        "display": False,  # nothing there for a person yet
+        # what the page may do for who looks at it, as far as they may do it themselves; the administrator installs it
+        "oauth_client_allowed_scopes": ["admin:users", "read:users:groups", "servers"],
+        "oauth_no_confirm": True,
     }
     if urlsplit(service["url"]).port is None:
         raise ValueError("install_launcher: url= needs a port, as JupyterHub demands")

@@ -220,6 +220,7 @@ class Launcher(LoggingConfigurable):
         state: list[str] | None = None,
         since: float | None = None,
         until: float | None = None,
+        group: str | None = None,
         **equal: str,
     ) -> tuple[list[LaunchRecord], int | None]:
         """A page of the launches that the caller may see, the newest first, and where the next page begins.
@@ -231,7 +232,11 @@ class Launcher(LoggingConfigurable):
             state: any of these.
             since: asked for then or later; seconds since 1970.
             until: asked for before.
+            group: of a user in this group.
             equal: further columns, and what they must be.
+
+        Raises:
+            Forbidden: the caller's scopes do not reach the group.
 
         """
         conditions = [launches.c[name] == value for name, value in equal.items()]
@@ -241,7 +246,10 @@ class Launcher(LoggingConfigurable):
             conditions.append(launches.c.created >= since)
         if until is not None:
             conditions.append(launches.c.created < until)
-        records = await self._store.find(await self._access.visible(caller), *conditions, before=before, most=most + 1)
+        if group is not None:
+            conditions.append(launches.c.username.in_(sorted(await self._access.members(caller, group))))
+        visible = (await self._access.visible(caller)).condition()
+        records = await self._store.find(visible, *conditions, before=before, most=most + 1)
         return records[:most], (records[most - 1].seq if len(records) > most else None)
 
     async def settled(self, record: LaunchRecord, seconds: float) -> LaunchRecord:

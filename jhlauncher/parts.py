@@ -17,6 +17,7 @@ from .hub import Hub
 from .launcher import Launcher
 from .lifecycle import Lifecycle
 from .metrics import Metrics
+from .news import News
 from .outage import Outage
 from .planning import Planner
 from .policy import Policy
@@ -30,7 +31,7 @@ from .store import Store
 from .worker import Worker
 
 CONFIGURABLE: list[type[Configurable]] = [
-    Hub, Database, Store, Replicas, Policy, Progress, StartBound, Feed, Starter, Launcher, Lifecycle, Reconciler,
+    Hub, Database, Store, Replicas, Policy, Progress, StartBound, Feed, News, Starter, Launcher, Lifecycle, Reconciler,
 ]  # fmt: skip
 
 
@@ -59,13 +60,14 @@ class Parts:
         batches = Batches(self.store)
         self.bound, pace = StartBound(parent=parent), Pace()
         self.feed = Feed(parent=parent, store=self.store, batches=batches, bound=self.bound, pace=pace)
+        self.news = News(parent=parent, store=self.store, feed=self.feed)
         self.reconciler = Reconciler(parent=parent, hub=self.hub, store=self.store)
-        access = Access(self.hub)
-        self.planner = Planner(access, Policy(parent=parent), self.store, self.feed, self.signer)
+        self.access = Access(self.hub)
+        self.planner = Planner(self.access, Policy(parent=parent), self.store, self.feed, self.signer)
         self.launcher = Launcher(
             parent=parent,
             hub=self.hub,
-            access=access,
+            access=self.access,
             planner=self.planner,
             store=self.store,
             batches=batches,
@@ -116,7 +118,7 @@ class Parts:
     async def working(self) -> AsyncIterator[None]:
         """Launches go on; at the end they are left to the next process, or to another replica."""
         async with AsyncExitStack() as stack:
-            for part in (self.feed, self.reconciler, self.worker):
+            for part in (self.feed, self.news, self.reconciler, self.worker):
                 await part.start()
                 stack.push_async_callback(part.stop)
             stack.push_async_callback(self.outage.close)

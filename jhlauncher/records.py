@@ -21,7 +21,8 @@ State = Literal["queued", "starting", "ready", "failed", "cancelled", "stopped",
 """Where a launch is. ``expired``: its time was over, in the queue or as a running server."""
 
 ACTIVE: tuple[State, ...] = ("queued", "starting", "ready")
-FINAL: tuple[State, ...] = tuple(state for state in get_args(State) if state not in ACTIVE)
+STATES: tuple[State, ...] = get_args(State)
+FINAL: tuple[State, ...] = tuple(state for state in STATES if state not in ACTIVE)
 
 Resource = Literal["servers", "cpu", "memory", "gpu"]
 Needs = dict[Resource, float]

@@ -15,6 +15,7 @@ A rule is a dict::
         "cpu": 2, "memory": "4G", "gpu": 0,       # the most; None: as much as they like
         "lifetime": 3600,                         # seconds: the most, and what holds for who asks for none
         "templates": ["course-*"],                # what a template gives is allowed as it is
+        "start_links": ["course-1"],              # templates that a link may start without being asked again
         # how: nothing of this is the caller's to say
         "pull_policy": "IfNotPresent", "pull_secrets": ["registry"],
         "limits": {"user": {"servers": 2}, "group": {"cpu": 100, "memory": "1T"}, "all": {"gpu": 8}},
@@ -133,6 +134,7 @@ class Rule(Model):
     gpu: int | None = Field(0, ge=0)
     lifetime: Seconds | None = None
     templates: list[str] = []
+    start_links: list[str] = []
     pull_policy: PullPolicy | None = None
     pull_secrets: list[str] = []
     create_volumes: NewVolume | None = None

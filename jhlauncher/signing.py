@@ -39,7 +39,7 @@ def token_note(user: str, server: str) -> str:
     return f"{TOKEN_NOTE} {user}/{server} ("
 
 
-Purpose = Literal["env", "token", "failure", "ended"]
+Purpose = Literal["env", "token", "failure", "ended", "login"]
 """Of what is sealed; some of it, people get to see, and may send elsewhere."""
 
 
@@ -116,6 +116,10 @@ class Signer:
     def _signature(self, user: str, server: str, options: dict[str, Any]) -> str:
         message = json.dumps([user, server, options], sort_keys=True, separators=(",", ":"))
         return hmac.digest(self._mac_key, message.encode(), "sha256").hex()
+
+    def cookie_secret(self) -> bytes:
+        """What signs the cookies of browsers, the same in all replicas."""
+        return _derive(self._key, b"jhlauncher cookies")
 
     def fingerprint(self, value: Any) -> str:
         """A keyed hash of ``value`` (of JSON), to see whether two are the same without keeping them."""

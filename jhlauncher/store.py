@@ -406,6 +406,44 @@ class Store(LoggingConfigurable):
 
         return await self.database.read(work)
 
+    async def latest_events(self, most: int) -> list[int]:
+        """The numbers of the latest events of all launches, in order."""
+
+        def work(connection: sa.Connection) -> list[int]:
+            return sorted(
+                connection.execute(sa.select(events.c.seq).order_by(events.c.seq.desc()).limit(most)).scalars()
+            )
+
+        return await self.database.read(work)
+
+    async def events_since(
+        self, after: int, until: int | None = None, *, besides: Sequence[int] = (), most: int | None = None
+    ) -> list[tuple[int, LaunchRecord, LaunchEvent]]:
+        """What happened to all launches: the event's number among all, its launch as it is now, and the event.
+
+        Args:
+            after: the number after which it begins.
+            until: the last one; None: the latest.
+            besides: numbers that are wanted, too, if they are there.
+            most: how many at most.
+
+        """
+        new = (events.c.seq > after) | events.c.seq.in_(list(besides))
+        where = [new] if until is None else [new, events.c.seq <= until]
+        columns = (events.c.seq, events.c.launch, events.c.number, events.c.time, events.c.name, events.c.data)
+        query = sa.select(*columns).where(*where).order_by(events.c.seq).limit(most)
+
+        def work(connection: sa.Connection) -> list[tuple[int, LaunchRecord, LaunchEvent]]:
+            rows = connection.execute(query).all()
+            found = {record.id: record for record in _in_slices(connection, {launch for _, launch, *_ in rows})}
+            return [(seq, found[launch], LaunchEvent(*rest)) for seq, launch, *rest in rows if launch in found]
+
+        return await self.database.read(work)
+
+    async def with_ids(self, ids: Iterable[str]) -> list[LaunchRecord]:
+        """These launches, as far as they are kept."""
+        return await self.database.read(lambda connection: _in_slices(connection, set(ids)))
+
     async def counts(self) -> dict[str, int]:
         """How many launches are kept in each state."""
 
@@ -443,6 +481,13 @@ class Store(LoggingConfigurable):
             return False
 
         return await self.database.write(work)
+
+
+def _in_slices(connection: sa.Connection, ids: set[str]) -> list[LaunchRecord]:
+    """Any number of launches."""
+    every = sorted(ids)
+    slices = (every[start : start + _SLICE] for start in range(0, len(every), _SLICE))
+    return [record for some in slices for record in queries.with_ids(connection, some)]
 
 
 def _topic(record: LaunchRecord) -> str:

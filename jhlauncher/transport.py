@@ -197,6 +197,7 @@ class Transport(LoggingConfigurable):
         path: str,
         *,
         json: Any = None,
+        form: dict[str, str] | None = None,
         expected: tuple[int, ...] | range = (),
         long: bool = False,
         repeatable: bool | None = None,
@@ -209,6 +210,7 @@ class Transport(LoggingConfigurable):
             method: of HTTP.
             path: below the API's URL, escaped.
             json: the body.
+            form: the body of a request that takes the fields of a form.
             expected: error statuses that the caller interprets; others are raised.
             long: the answer may take `spawn_request_timeout`.
             repeatable: whether doing it twice does no harm; default: every method but POST.
@@ -221,7 +223,7 @@ class Transport(LoggingConfigurable):
         session = self._long if long else self._brief
 
         async def request() -> Reply:
-            async with self._answer(session, method, path, {"Accept": accept}, json) as response:
+            async with self._answer(session, method, path, {"Accept": accept}, json, form) as response:
                 await self._raise_for_unexpected(response, expected)
                 return Reply(response.status, await _json(response), _seconds(response.headers.get("Retry-After")))
 
@@ -255,7 +257,13 @@ class Transport(LoggingConfigurable):
 
     @asynccontextmanager
     async def _answer(
-        self, session: aiohttp.ClientSession, method: str, path: str, headers: dict[str, str], json: Any = None
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        json: Any = None,
+        form: dict[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The Hub's answer, whatever it is.
 
@@ -265,7 +273,7 @@ class Transport(LoggingConfigurable):
 
         """
         try:
-            async with session.request(method, self._base + path, json=json, headers=headers) as response:
+            async with session.request(method, self._base + path, json=json, data=form, headers=headers) as response:
                 self.observed(method, response.status)
                 yield response
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:

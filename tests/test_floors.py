@@ -23,17 +23,18 @@ queries rules hub metrics audit
 store policy progress
 batches replicas starting
 feed access stopping reconciler
+news
 outage planning
 lifecycle launcher
 worker
 parts
-handlers.streams handlers.views
+handlers.streams handlers.views handlers.sessions
 handlers.serving
 handlers.base
 handlers.callers
 handlers.launches handlers.containers handlers.health handlers.metrics handlers.ended
 handlers.openapi handlers.batches
-handlers.describe
+handlers.describe handlers.pages
 handlers
 service
 manager manager.errors manager.files
@@ -46,6 +47,10 @@ manager.services
 manager.reaper manager.requests
 manager.parts
 manager.handlers
+client.views client.settings
+client.client
+client.blocking
+client
 app manager.app demo
 upgrade __main__
 """

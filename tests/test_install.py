@@ -146,7 +146,8 @@ def test_external_service():
         "name": "my-launcher",
         "url": "http://10.0.1.1:1984",
         "api_token": "super-secret",
-        "display": False,
+        "oauth_client_allowed_scopes": ["admin:users", "read:users:groups", "servers"],
+        "oauth_no_confirm": True,
     }
     assert c.LauncherSpawnerMixin.signing_key == derive_key("super-secret")
 

@@ -27,7 +27,8 @@ CHECKS = (
 def test_every_route_is_described():
     described = {path.replace("{id}", "([\\w-]{1,64})").lstrip("/") for path in document("/")["paths"]}
     routes = {pattern.replace("/?", "").replace("\\.", ".") for pattern, _ in ROUTES}
-    assert routes - described == {"", "ended"}, "the index, and what only the Hub's spawner uses"
+    page = {"", "launch", "oauth_callback", "static/(.*)"}
+    assert routes - described == {"ended", *page}, "what only the Hub's spawner uses, and the page for people"
     assert described <= routes
 
 

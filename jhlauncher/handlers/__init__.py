@@ -8,9 +8,10 @@ from .batches import BatchesHandler, BatchEventsHandler, OneBatchHandler
 from .containers import ContainersHandler
 from .describe import OpenApiHandler, OptionsHandler, TemplatesHandler
 from .ended import EndedHandler
-from .health import HealthHandler, IndexHandler, ReadyHandler
-from .launches import LaunchesHandler, LaunchEventsHandler, OneLaunchHandler
+from .health import HealthHandler, ReadyHandler
+from .launches import AllEventsHandler, LaunchesHandler, LaunchEventsHandler, OneLaunchHandler
 from .metrics import MetricsHandler
+from .pages import FileHandler, IndexHandler, LinkHandler, LoginHandler
 
 ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (r"", IndexHandler),
@@ -19,14 +20,18 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (r"batches/([\w-]{1,64})/events", BatchEventsHandler),
     (r"containers/?", ContainersHandler),
     (r"launches/?", LaunchesHandler),
+    (r"launches/events", AllEventsHandler),
     (r"launches/([\w-]{1,64})", OneLaunchHandler),
     (r"launches/([\w-]{1,64})/events", LaunchEventsHandler),
     (r"ended", EndedHandler),
     (r"health", HealthHandler),
+    (r"launch", LinkHandler),
     (r"metrics", MetricsHandler),
+    (r"oauth_callback", LoginHandler),
     (r"openapi\.json", OpenApiHandler),
     (r"options", OptionsHandler),
     (r"ready", ReadyHandler),
+    (r"static/(.*)", FileHandler),
     (r"templates", TemplatesHandler),
 ]
 """Patterns below the service's prefix."""

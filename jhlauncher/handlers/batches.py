@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from ..models import BatchRequest, NoQuery
 from ..records import BatchRecord, LaunchRecord
-from .launches import EventsHandler, LaunchHandler
+from .launches import EventsHandler, EventsQuery, LaunchHandler
 from .streams import EventStream
 from .views import BatchItemView, BatchView, ErrorView, iso, moment
 
@@ -78,7 +78,7 @@ class BatchEventsHandler(EventsHandler):
 
     async def get(self, batch: str) -> None:
         """Send what has happened since ``Last-Event-ID``, and what happens, until all have ended."""
-        after = self.last_event_id()
+        after = self.last_event_id(self.query(EventsQuery))
         await self.services.parts.launcher.get_batch(self.caller, batch)
         if after and await self.services.parts.launcher.is_told(batch, after):
             return await self.answer_nothing()

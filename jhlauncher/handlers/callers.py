@@ -6,12 +6,15 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urljoin
 
+from jupyterhub.services.auth import HubOAuthenticated
 from jupyterhub.utils import get_browser_protocol
+from tornado.web import HTTPError
 
 from ..errors import Forbidden, InvalidRequest, Unauthenticated
 from ..models import Caller
 from ..parts import Parts
 from .base import BaseHandler
+from .sessions import Sessions
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _AUTHORIZATION = re.compile(r"(?:token|bearer)\s+([\x21-\x7e]+)\s*", re.IGNORECASE)
@@ -22,6 +25,8 @@ class Services:
     """What the launcher's handlers share."""
 
     parts: Parts
+    sessions: Sessions
+    """Of browsers."""
     authenticate_prometheus: bool
     """Whether `metrics` needs the scope read:metrics."""
     prefix: str
@@ -31,10 +36,12 @@ class Services:
     public_url: str
 
 
-class HubHandler(BaseHandler):
-    """For callers with a token of the Hub's, and the scope to reach this service."""
+class HubHandler(HubOAuthenticated, BaseHandler):  # type: ignore[misc]  # of what the former has, cookies are used
+    """For callers with a token of the Hub's, or a browser's session, and the scope to reach this service."""
 
     caller: Caller
+    in_browser = False
+    """Whether a cookie said who calls."""
 
     @property
     def services(self) -> Services:
@@ -42,17 +49,42 @@ class HubHandler(BaseHandler):
         services: Services = self.settings["services"]
         return services
 
+    @property
+    def hub_auth(self) -> Sessions:
+        """What JupyterHub's own part of a handler asks for cookies."""
+        return self.services.sessions
+
+    def get_current_user(self) -> str | None:
+        """Who calls, for JupyterHub's part; its own way there would block."""
+        return self.caller.name if hasattr(self, "caller") else None
+
     async def authenticate(self) -> Caller:
         """Who calls.
 
         Raises:
             Unauthenticated: nobody whom the Hub knows.
+            Forbidden: a browser does not prove that our own page sent it.
 
         """
-        match = _AUTHORIZATION.fullmatch(self.request.headers.get("Authorization", ""))
-        if not match:
+        header = self.request.headers.get("Authorization")
+        match = _AUTHORIZATION.fullmatch(header or "")
+        token = match[1] if match else self._token_of_cookie() if header is None else None
+        if not token:
             raise Unauthenticated("Send a JupyterHub token: `Authorization: token ...`.")
-        return await self.services.parts.hub.identify(match[1])
+        return await self.services.parts.hub.identify(token)
+
+    def _token_of_cookie(self) -> str | None:
+        """The token of a browser's session; for whatever but a navigation, the page must show its XSRF token, too."""
+        token: str | None = self.hub_auth.token_of(self)
+        if token:
+            self.in_browser = True
+            try:
+                self.check_xsrf_cookie()
+            except HTTPError as error:
+                raise Forbidden(
+                    "The page's XSRF token is missing or outdated. Reload the page.", reason="xsrf_failed"
+                ) from error
+        return token
 
     async def admit(self) -> None:
         """Let a caller in whose token reaches this service.

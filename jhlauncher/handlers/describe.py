@@ -8,7 +8,7 @@ from typing import Any
 
 from ..models import LaunchRequest, ServerQuery
 from ..planning import Options
-from ..rules import Rule, Template
+from ..rules import Rule, Template, any_match
 from .callers import HubHandler
 from .openapi import document
 from .views import LimitView, OptionsView, TemplateView
@@ -36,6 +36,7 @@ class OptionsHandler(_AboutCaller):
             rule=options.rule.name,
             request=request_schema(options.rule, query.username, sorted(options.templates)),
             templates={name: template_view(template) for name, template in options.templates.items()},
+            start_links=[name for name in options.templates if any_match(options.rule.start_links, name)],
             limits=[LimitView(**limit) for limit in options.limits],
         )
         self.answer(view.model_dump(mode="json"))

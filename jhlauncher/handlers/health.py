@@ -37,18 +37,5 @@ class ReadyHandler(HubHandler):
         self.answer({"ready": ready, "checks": checks}, status=200 if ready else 503)
 
 
-class IndexHandler(HubHandler):
-    """What there is below the prefix."""
-
-    needs_caller = False
-
-    async def get(self) -> None:
-        """Name the resources."""
-        resources = (
-            "batches", "containers", "health", "launches", "metrics", "openapi.json", "options", "ready", "templates"
-        )  # fmt: skip
-        self.answer({"service": "jhlauncher", "resources": list(resources)})
-
-
 def _check(ok: bool, message: str) -> dict[str, Any]:
     return {"ok": ok, "message": message}

@@ -11,10 +11,11 @@ from pydantic import BeforeValidator, Field
 
 from ..errors import Forbidden, InvalidRequest, ShuttingDown, Unauthenticated
 from ..models import LaunchRequest, Model, ServerName, TemplateName, UserName
-from ..records import FINAL, LaunchRecord, State
+from ..news import Happening
+from ..records import FINAL, STATES, LaunchRecord, State
 from .callers import HubHandler
 from .streams import EventStream
-from .views import LaunchList, LaunchView, PlanView, iso, launch_view
+from .views import EventList, EventView, LaunchList, LaunchView, PlanView, event_data, launch_view
 
 
 def _number(value: str) -> float:
@@ -48,6 +49,8 @@ def _boolean(value: str) -> bool:
     return value == "true"
 
 
+GroupName = Annotated[str, Field(min_length=1, max_length=255)]
+"""Of a group at the Hub."""
 Wait = Annotated[float, BeforeValidator(_number), Field(ge=0, le=300, allow_inf_nan=False)]
 """Seconds to wait until it is ready, or has ended."""
 
@@ -72,11 +75,21 @@ class EventsQuery(Model):
     """For clients that can't send the header ``Last-Event-ID``."""
 
 
+class AllEventsQuery(EventsQuery):
+    """The query of ``GET launches/events``; all that are given must hold."""
+
+    username: UserName | None = None
+    group: GroupName | None = None
+    """Of a user in this group of the Hub's; the caller's scopes must reach it."""
+
+
 class ListQuery(Model):
     """The query of ``GET launches``; all that are given must hold."""
 
     username: UserName | None = None
     server_name: ServerName | None = None
+    group: GroupName | None = None
+    """Of a user in this group of the Hub's; the caller's scopes must reach it."""
     state: Annotated[list[State], BeforeValidator(_states)] | None = None
     """One, or several with commas between."""
     template: TemplateName | None = None
@@ -102,7 +115,8 @@ class LaunchHandler(HubHandler):
             record,
             base=self.services.prefix,
             url=self.absolute_url(record.path, record.full_url) if record.path else None,
-            token=await launcher.token_of(self.caller, record),
+            # a browser has its own login for the server; a token that it does not need it can't give away
+            token=None if self.in_browser else await launcher.token_of(self.caller, record),
             position=place[0] if place else None,
             estimate=place[1] if place else None,
         )
@@ -168,6 +182,11 @@ class OneLaunchHandler(LaunchHandler):
             self.answer((await self.view(record)).model_dump(mode="json"), status=202)
 
 
+def wants_json(accept: str) -> bool:
+    """Whether a client asks for JSON rather than for a stream."""
+    return "application/json" in accept and "text/event-stream" not in accept
+
+
 class EventsHandler(LaunchHandler):
     """A stream of events that can be resumed."""
 
@@ -188,14 +207,13 @@ class EventsHandler(LaunchHandler):
         self.set_status(204)
         await self.finish()
 
-    def last_event_id(self) -> int:
+    def last_event_id(self, query: EventsQuery) -> int:
         """Up to where the client has seen it.
 
         Raises:
             InvalidRequest: it is not a number.
 
         """
-        query = self.query(EventsQuery)
         header = self.request.headers.get("Last-Event-ID", "").strip()
         if query.last_event_id is not None:
             return query.last_event_id
@@ -217,27 +235,81 @@ class LaunchEventsHandler(EventsHandler):
 
     async def get(self, launch: str) -> None:
         """Send what has happened since ``Last-Event-ID``, and what happens, until its end."""
+        query = self.query(EventsQuery)
+        if wants_json(self.request.headers.get("Accept", "")):
+            return await self._answer_past(launch, query)
         there_are, state = await self._state_of(launch)
-        after = min(self.last_event_id(), there_are)
+        after = min(self.last_event_id(query), there_are)
         if state in FINAL and after == there_are:
             return await self.answer_nothing()
 
         async def send(stream: EventStream) -> None:
             async with aclosing(self.services.parts.launcher.follow(launch, after, waits=state == "queued")) as events:
                 async for event in events:
-                    data: dict[str, Any] = {"time": iso(event.time), **event.data}
+                    data = event_data(event)
                     if event.name == "ready":
                         await self.admit()
                         now = await self.services.parts.launcher.get(self.caller, launch)
                         if now.state == "ready":
                             data["launch"] = (await self.view(now)).model_dump(mode="json")
-                    if event.name == "warning":
-                        data["ends"] = iso(data["ends"])
                     await stream.send(data, name=event.name, id=event.number or None)
 
         return await self.stream(send)
+
+    async def _answer_past(self, launch: str, query: EventsQuery) -> None:
+        """Tell what has happened so far, and no more."""
+        await self.services.parts.launcher.get(self.caller, launch)
+        events = await self.services.parts.store.events_of(launch, self.last_event_id(query))
+        items = [EventView(id=event.number, event=event.name, data=event_data(event)) for event in events]
+        self.answer(EventList(items=items).model_dump(mode="json"))
 
     async def _state_of(self, launch: str) -> tuple[int, str]:
         """How many events there are, and its state; the launch itself is not held while somebody listens."""
         record = await self.services.parts.launcher.get(self.caller, launch)
         return record.events, record.state
+
+
+class AllEventsHandler(EventsHandler):
+    """The events of all launches that the caller may see."""
+
+    async def get(self) -> None:
+        """Send what happens, from now on or since ``Last-Event-ID``, for as long as somebody listens.
+
+        ``reset`` tells that something may have been missed before it, and all launches are to be looked at anew.
+        """
+        query = self.query(AllEventsQuery)
+        after = self.last_event_id(query) or None
+        if query.group is not None:
+            await self.services.parts.access.members(self.caller, query.group)
+
+        async def send(stream: EventStream) -> None:
+            async with aclosing(self.services.parts.news.follow(after)) as chapters:
+                async for chapter in chapters:
+                    await self.admit()
+                    if not chapter.complete:
+                        await stream.send({}, name="reset", id=chapter.seq)
+                    for happening in await self._wanted(query, chapter.happenings):
+                        await stream.send(await self._told(happening), name=happening.event.name, id=chapter.seq)
+
+        return await self.stream(send)
+
+    async def _wanted(self, query: AllEventsQuery, happenings: list[Happening]) -> list[Happening]:
+        access = self.services.parts.access
+        visible = await access.visible(self.caller)
+        members = await access.members(self.caller, query.group) if query.group is not None else None
+        return [
+            happening
+            for happening in happenings
+            if visible.covers(happening.record)
+            and query.username in (None, happening.record.username)
+            and (members is None or happening.record.username in members)
+        ]
+
+    async def _told(self, happening: Happening) -> dict[str, Any]:
+        """An event, with whose it is, and with the launch if it came into another state."""
+        record, event = happening
+        about = {"id": record.id, "username": record.username, "server_name": record.server_name}
+        data = about | event_data(event)
+        if event.number and event.name in STATES:
+            data["launch"] = (await self.view(record, with_position=False)).model_dump(mode="json")
+        return data

@@ -10,11 +10,12 @@ from pydantic.json_schema import models_json_schema
 
 from .._version import __version__
 from ..models import BatchRequest, LaunchRequest, ServerQuery
-from .launches import EventsQuery, ListQuery, SubmitQuery, WaitQuery
+from .launches import AllEventsQuery, EventsQuery, ListQuery, SubmitQuery, WaitQuery
 from .views import (
     BatchView,
     ContainerView,
     ErrorView,
+    EventList,
     HealthView,
     LaunchList,
     LaunchView,
@@ -48,8 +49,8 @@ _KEY = {
 _LAST = {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"}}
 _REQUESTS: list[type[BaseModel]] = [LaunchRequest, BatchRequest]
 _ANSWERS: list[type[BaseModel]] = [
-    BatchView, ContainerView, ErrorView, HealthView, LaunchList, LaunchView, OptionsView, PlanView, ReadyView,
-    StatusView, TemplateView,
+    BatchView, ContainerView, ErrorView, EventList, HealthView, LaunchList, LaunchView, OptionsView, PlanView,
+    ReadyView, StatusView, TemplateView,
 ]  # fmt: skip
 
 
@@ -104,6 +105,12 @@ def _paths() -> Json:
                 query=SubmitQuery, parameters=[_KEY], body=LaunchRequest,
             ),
         },
+        "/launches/events": {
+            "get": _operation(
+                "The events of all launches that the caller may see", {200: "text/event-stream"}, 400, 403,
+                query=AllEventsQuery, parameters=[_LAST],
+            ),
+        },
         "/launches/{id}": {
             "get": _operation("Tell about a launch", LaunchView, 400, 404, query=WaitQuery, parameters=[_ID]),
             "delete": _operation(
@@ -113,7 +120,8 @@ def _paths() -> Json:
         },
         "/launches/{id}/events": {
             "get": _operation(
-                "Its events", {200: "text/event-stream", 204: None}, 400, 404,
+                "Its events; as JSON, those of the past", {200: ("text/event-stream", _ref(EventList)), 204: None},
+                400, 404,
                 query=EventsQuery, parameters=[_ID, _LAST],
             ),
         },
@@ -162,7 +170,7 @@ def _paths() -> Json:
 
 def _operation(
     summary: str,
-    answers: type[BaseModel] | dict[int, Json | str | None],
+    answers: type[BaseModel] | dict[int, Json | str | tuple[str, Json] | None],
     *errors: int,
     query: type[BaseModel] | None = None,
     parameters: list[Json] | None = None,
@@ -173,7 +181,8 @@ def _operation(
 
     Args:
         summary: what it does.
-        answers: the model of 200; or for each status a schema, a media type, or None for an empty body.
+        answers: the model of 200; or for each status a schema, a media type, both for what is to be had as either, or
+            None for an empty body.
         errors: statuses of errors, besides those that any may have.
         query: the model of the query.
         parameters: further ones.
@@ -195,9 +204,12 @@ def _operation(
     return operation
 
 
-def _response(answer: Json | str | None) -> Json:
+def _response(answer: Json | str | tuple[str, Json] | None) -> Json:
     if answer is None:
         return {"description": "done"}
+    if isinstance(answer, tuple):
+        media, schema = answer
+        return {"description": "as it happens", "content": {**_response(media)["content"], **_json(schema)["content"]}}
     if isinstance(answer, str):
         return {"description": "as it happens", "content": {answer: {"schema": {"type": "string"}}}}
     schema = dict(answer)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from ..models import Cpu, Gpu, LaunchSpec, Memory
-from ..records import LaunchRecord, State
+from ..records import LaunchEvent, LaunchRecord, State
 
 
 class ErrorView(BaseModel):
@@ -69,6 +69,22 @@ class LaunchList(BaseModel):
     """The cursor of the next page; None on the last one."""
 
 
+class EventView(BaseModel):
+    """Something that happened to a launch."""
+
+    id: int
+    """1 for the first."""
+    event: str
+    """Its name: a state, ``progress`` or ``warning``."""
+    data: dict[str, Any]
+
+
+class EventList(BaseModel):
+    """What has happened to a launch so far."""
+
+    items: list[EventView]
+
+
 class BatchItemView(BaseModel):
     """What became of one launch of a batch."""
 
@@ -124,6 +140,8 @@ class OptionsView(BaseModel):
     request: dict[str, Any]
     """A JSON Schema for the body of ``POST launches``."""
     templates: dict[str, TemplateView]
+    start_links: list[str]
+    """Those of the templates that a launch link of the page starts at once."""
     limits: list[LimitView]
 
 
@@ -201,6 +219,12 @@ def moment(seconds: float | None) -> datetime | None:
 def iso(seconds: float) -> str:
     """A time as text, in UTC."""
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def event_data(event: LaunchEvent) -> dict[str, Any]:
+    """What is told of an event."""
+    data = {"time": iso(event.time), **event.data}
+    return data | {"ends": iso(data["ends"])} if event.name == "warning" else data
 
 
 def launch_view(record: LaunchRecord, *, base: str, url: str | None, token: str | None, **more: Any) -> LaunchView:

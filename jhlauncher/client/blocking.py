@@ -1,0 +1,126 @@
+"""The same client for where nothing is awaited: notebooks, and scripts of a few lines."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from .client import LauncherClient
+from .views import Event, Launch
+
+Result = TypeVar("Result")
+
+
+class BlockingClient:
+    """`LauncherClient`, with methods that return when they are done, on an event loop in a thread of its own.
+
+    Works where a loop runs already, as in a notebook. `close` it, or use it in a ``with``.
+
+    Args:
+        args: as of `LauncherClient`.
+        kwargs: as of `LauncherClient`.
+
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._client = LauncherClient(*args, **kwargs)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="jhlauncher client", daemon=True)
+        self._thread.start()
+        self._wait(self._client.__aenter__())
+
+    def close(self) -> None:
+        """Close all connections."""
+        if self._loop.is_closed():
+            return
+        self._wait(self._client.__aexit__(None, None, None))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """The service's address."""
+        return self._client.url
+
+    def launch(self, **request: Any) -> Iterator[Event]:
+        """See `LauncherClient.launch`."""
+        return self._each(self._client.launch(**request))
+
+    def submit(self, *, idempotency_key: str | None = None, **request: Any) -> Launch:
+        """See `LauncherClient.submit`."""
+        return self._wait(self._client.submit(idempotency_key=idempotency_key, **request))
+
+    def plan(self, **request: Any) -> dict[str, Any]:
+        """See `LauncherClient.plan`."""
+        return self._wait(self._client.plan(**request))
+
+    def get(self, launch: str, *, wait: float = 0) -> Launch:
+        """See `LauncherClient.get`."""
+        return self._wait(self._client.get(launch, wait=wait))
+
+    def list(self, *, most: int | None = None, **filters: Any) -> Iterator[Launch]:
+        """See `LauncherClient.list`."""
+        return self._each(self._client.list(most=most, **filters))
+
+    def stop(self, launch: str, *, wait: float = 0) -> Launch | None:
+        """See `LauncherClient.stop`."""
+        return self._wait(self._client.stop(launch, wait=wait))
+
+    def options(self, username: str | None = None, server_name: str = "") -> dict[str, Any]:
+        """See `LauncherClient.options`."""
+        return self._wait(self._client.options(username, server_name))
+
+    def submit_batch(
+        self, launches: Iterable[dict[str, Any]], *, mode: str = "some", idempotency_key: str | None = None
+    ) -> dict[str, Any]:
+        """See `LauncherClient.submit_batch`."""
+        return self._wait(self._client.submit_batch(launches, mode=mode, idempotency_key=idempotency_key))
+
+    def get_batch(self, batch: str) -> dict[str, Any]:
+        """See `LauncherClient.get_batch`."""
+        return self._wait(self._client.get_batch(batch))
+
+    def past_events(self, launch: str) -> tuple[Event, ...]:
+        """See `LauncherClient.past_events`."""
+        return self._wait(self._client.past_events(launch))
+
+    def events(self, launch: str, after: int = 0) -> Iterator[Event]:
+        """See `LauncherClient.events`."""
+        return self._each(self._client.events(launch, after))
+
+    # -- from this thread to the loop's
+
+    def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # Ctrl-C in a notebook: the request is not left behind
+            raise
+
+    def _each(self, items: AsyncGenerator[Result, None]) -> Iterator[Result]:
+        async def following() -> tuple[Result] | None:
+            async for item in items:
+                return (item,)
+            return None
+
+        try:
+            while found := self._wait(following()):
+                yield found[0]
+        finally:
+            if not self._loop.is_closed():
+                self._wait(items.aclose())

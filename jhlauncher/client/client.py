@@ -1,0 +1,304 @@
+"""The asynchronous client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import aiohttp
+
+from .. import errors, sse
+from ..errors import LauncherError, LaunchFailed, Temporary
+from .settings import settings
+from .views import FINAL, Event, Launch, Unreachable
+
+_SILENCE = 60
+"""Seconds without a sign of life after which a stream counts as broken; the service gives one every 15."""
+_LONGEST_DELAY = 10
+
+
+class LauncherClient:
+    """Asks the launcher, with a token of JupyterHub's; an asynchronous context manager.
+
+    A service that can't be reached, or says that it can't answer now, is asked again for ``patience`` seconds; what is
+    asked for is done once all the same. Every method raises `LauncherError`: `jhlauncher.errors` has the tree, and
+    `Unreachable` stands for a service that did not answer.
+
+    Args:
+        url: the service's address, ``https://HUB/services/launcher/``. Default: ``$JHLAUNCHER_URL``, or the file's.
+        token: of JupyterHub. Default: ``$JHLAUNCHER_TOKEN``, or else the file's.
+        config_file: instead of ``~/.config/jhlauncher/client.toml``.
+        timeout: seconds for the answer to an ordinary request.
+        patience: seconds for which a service that does not answer is asked again; streams as well, each time anew.
+
+    Raises:
+        SettingsMissing: address or token are not known.
+
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        config_file: str | os.PathLike[str] | None = None,
+        timeout: float = 30,
+        patience: float = 60,
+    ) -> None:
+        found = settings(url, token, config_file)
+        self.url = found.url
+        self._headers = {"Authorization": f"token {found.token}", "Accept": "application/json"}
+        self._timeout = timeout
+        self._patience = patience
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open it."""
+        timeout = aiohttp.ClientTimeout(total=self._timeout)
+        self._session = aiohttp.ClientSession(
+            headers=self._headers, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close all connections."""
+        if self._session:
+            await self._session.close()
+
+    # -- launching
+
+    async def launch(self, **request: Any) -> AsyncGenerator[Event, None]:
+        """Start a server, and tell each step until it is ready; the last event has the `Launch`, with URL and token.
+
+        Args:
+            request: as in ``POST launches``: ``username`` and ``image`` or ``template``, and further fields.
+
+        Raises:
+            CallerError: the request is refused.
+            LaunchFailed: the server could not be started, or was ended before it was ready; ``reason`` says why.
+
+        """
+        launch = await self.submit(**request)
+        async with aclosing(self.events(launch.id)) as events:
+            async for event in events:
+                if event.final:
+                    raise _failure(event)
+                if event.name != "ready":
+                    yield event
+                    continue
+                ready = event.launch or await self.get(launch.id)
+                if ready.final:
+                    raise LaunchFailed(f"The server was ready, and has ended: {ready.state}.", reason=ready.state)
+                yield Event("ready", event.data, event.id, ready)
+                return
+
+    async def submit(self, *, idempotency_key: str | None = None, **request: Any) -> Launch:
+        """Ask for a server, and return as soon as that is accepted.
+
+        Args:
+            idempotency_key: the same request with the same key is the same launch; default: a new one.
+            request: as in ``POST launches``.
+
+        """
+        headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
+        return Launch(**await self._ask("POST", "launches", json=request, headers=headers))
+
+    async def plan(self, **request: Any) -> dict[str, Any]:
+        """What would become of a request (``dry_run``): start, queue or refuse, by which rule, with what."""
+        plan: dict[str, Any] = await self._ask("POST", "launches?dry_run=true", json=request)
+        return plan
+
+    async def get(self, launch: str, *, wait: float = 0) -> Launch:
+        """A launch, as it is after ``wait`` seconds, or as soon as it is ready or has ended."""
+        query = {"wait": wait} if wait else {}
+        return Launch(**await self._ask("GET", _path(launch), params=query, longer=wait))
+
+    async def list(self, *, most: int | None = None, **filters: Any) -> AsyncGenerator[Launch, None]:
+        """The launches that the token may see, the newest first.
+
+        Args:
+            most: how many at most; None: all.
+            filters: as in ``GET launches``: ``username``, ``server_name``, ``group``, ``state`` (one, or several),
+                ``template``, ``batch``, ``since``, ``until``.
+
+        """
+        query = {name: _text(value) for name, value in filters.items() if value is not None}
+        left = most
+        while left is None or left > 0:
+            query["limit"] = str(min(left, 200) if left is not None else 200)
+            page = await self._ask("GET", "launches", params=query)
+            for item in page["items"]:
+                yield Launch(**item)
+            if page["next"] is None:
+                return
+            query["cursor"] = page["next"]
+            left = left and left - len(page["items"])
+
+    async def stop(self, launch: str, *, wait: float = 0) -> Launch | None:
+        """Cancel a launch, or stop its server; None when it has ended, else the launch as it is."""
+        answer = await self._ask("DELETE", _path(launch), params={"wait": wait} if wait else {}, longer=wait)
+        return Launch(**answer) if answer else None
+
+    async def options(self, username: str | None = None, server_name: str = "") -> dict[str, Any]:
+        """What may be asked, for this user's server; a user's own token needs no name."""
+        query = {"username": username, "server_name": server_name} if username else {}
+        options: dict[str, Any] = await self._ask("GET", "options", params=query)
+        return options
+
+    # -- batches
+
+    async def submit_batch(
+        self, launches: Iterable[dict[str, Any]], *, mode: str = "some", idempotency_key: str | None = None
+    ) -> dict[str, Any]:
+        """Ask for many servers at once: ``mode`` "all" takes all or none, "some" each by itself."""
+        headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
+        body = {"launches": list(launches), "mode": mode}
+        batch: dict[str, Any] = await self._ask("POST", "batches", json=body, headers=headers)
+        return batch
+
+    async def get_batch(self, batch: str) -> dict[str, Any]:
+        """A batch, with its launches."""
+        answer: dict[str, Any] = await self._ask("GET", f"batches/{quote(batch, safe='')}")
+        return answer
+
+    # -- events
+
+    async def past_events(self, launch: str) -> tuple[Event, ...]:
+        """What has happened to a launch so far."""
+        answer = await self._ask("GET", f"{_path(launch)}/events")
+        return tuple(Event(item["event"], item["data"], item["id"]) for item in answer["items"])
+
+    async def events(self, launch: str, after: int = 0) -> AsyncGenerator[Event, None]:
+        """What happened to a launch after that event, and what happens, until its end; resumed where it breaks.
+
+        Raises:
+            NotFound: there is no such launch.
+            Unreachable: it broke, and could not be resumed within `patience` seconds.
+
+        """
+        delay, deadline = 0.1, time.monotonic() + self._patience
+        while True:
+            try:
+                async with aclosing(self._stream(f"{_path(launch)}/events", after)) as events:
+                    async for event in events:
+                        delay, deadline = 0.1, time.monotonic() + self._patience
+                        after = event.id or after
+                        yield event
+                        if event.final:
+                            return
+                if (await self.get(launch)).final:  # answered with nothing, or ended in good order: is there more?
+                    return
+            except Temporary as error:
+                if time.monotonic() > deadline:
+                    raise
+                delay = max(delay, min(error.retry_after or 0, _LONGEST_DELAY))
+            await asyncio.sleep(delay * random.uniform(0.75, 1.25))  # noqa: S311  (so that not all come at once)
+            delay = min(delay * 2, _LONGEST_DELAY)
+
+    async def _stream(self, path: str, after: int) -> AsyncGenerator[Event, None]:
+        """One connection's events."""
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": str(after)} if after else {})}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=_SILENCE)
+        try:
+            async with self._open.get(self.url + path, headers=headers, timeout=timeout) as response:
+                if response.status != 200:
+                    await _answer(response)
+                    return
+                async with aclosing(sse.decode(response.content.iter_any())) as events:
+                    async for event in events:
+                        data = json.loads(event.data)
+                        launch = Launch(**data["launch"]) if isinstance(data.get("launch"), dict) else None
+                        number = 0 if "position" in data else int(event.id or 0)
+                        yield Event(event.name, data, number, launch)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise _unreachable(self.url, error) from error
+
+    # -- requests
+
+    @property
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            raise RuntimeError("the client is not open: async with LauncherClient() as client")
+        return self._session
+
+    async def _ask(self, method: str, path: str, *, longer: float = 0, **kwargs: Any) -> Any:
+        """The answer to a request, asked again while the service does not answer; doing so does no harm."""
+        deadline, delay = time.monotonic() + self._patience, 0.1
+        timeout = aiohttp.ClientTimeout(total=self._timeout + longer)
+        while True:
+            try:
+                async with self._open.request(method, self.url + path, timeout=timeout, **kwargs) as response:
+                    return await _answer(response)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                problem: Temporary = _unreachable(self.url, error)
+                problem.__cause__ = error
+            except Temporary as error:
+                problem = error
+            delay = max(delay, min(problem.retry_after or 0, _LONGEST_DELAY))
+            if time.monotonic() + delay > deadline:
+                raise problem
+            await asyncio.sleep(delay * random.uniform(0.75, 1.25))  # noqa: S311  (so that not all come at once)
+            delay = min(delay * 2, _LONGEST_DELAY)
+
+
+def _path(launch: str) -> str:
+    return f"launches/{quote(launch, safe='')}"
+
+
+def _text(value: Any) -> str:
+    return ",".join(value) if isinstance(value, list | tuple | set | frozenset) else str(value)
+
+
+async def _answer(response: aiohttp.ClientResponse) -> Any:
+    """The JSON of an answer; None if it is empty.
+
+    Raises:
+        LauncherError: what the service says of an error.
+        Unreachable: it was not the service that answered.
+
+    """
+    try:
+        body = json.loads(text) if (text := await response.text()) else None
+    except ValueError:
+        body = ""
+    if response.status < 400 and body != "":
+        return body
+    if isinstance(body, dict) and {"error", "reason", "details", "status"} <= body.keys():
+        error = errors.restored(body)
+        error.retry_after = _seconds(response.headers.get("Retry-After"))
+        raise error
+    if response.status in (502, 503, 504):
+        raise Unreachable(f"The launcher does not answer ({response.status}): {response.url.origin()}.")
+    raise LauncherError(
+        f"{response.url.with_query(None)} is not the launcher ({response.status} {response.content_type}).",
+        reason="not_the_launcher",
+    )
+
+
+def _seconds(header: str | None) -> float | None:
+    return float(header) if header and header.isdigit() else None
+
+
+def _unreachable(url: str, error: BaseException) -> Unreachable:
+    return Unreachable(f"The launcher can't be reached at {url} ({str(error) or type(error).__name__}).")
+
+
+def _failure(event: Event) -> LauncherError:
+    """The error for a launch that ended before it was ready."""
+    data = event.data
+    if {"error", "reason", "details", "status"} <= data.keys():
+        error = LaunchFailed(data["error"], reason=data["reason"], details=data["details"])
+        error.status = data["status"]
+        return error
+    return LaunchFailed(event.message, reason=event.name if event.name in FINAL else None)

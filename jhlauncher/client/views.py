@@ -1,0 +1,96 @@
+"""What the service answers, as a client sees it. Fields that a newer service adds are kept, not refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ..errors import Temporary
+
+State = Literal["queued", "starting", "ready", "failed", "cancelled", "stopped", "expired"]
+FINAL = frozenset({"failed", "cancelled", "stopped", "expired"})
+
+
+class Unreachable(Temporary):
+    """The launcher can't be reached, or its answer was lost on the way."""
+
+    reason = "unreachable"
+
+
+class Launch(BaseModel):
+    """A launch, as it was when the service answered."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    state: State
+    username: str
+    server_name: str
+    image: str
+    template: str | None = None
+    batch: str | None = None
+    caller: str = ""
+    """Who asked: user:NAME or service:NAME."""
+    position: int | None = None
+    """In the queue; 1 is next."""
+    estimate: float | None = None
+    """Seconds until its turn, if that is known."""
+    created: datetime
+    started: datetime | None = None
+    ready: datetime | None = None
+    ended: datetime | None = None
+    lifetime: float | None = None
+    """Seconds."""
+    expires: datetime | None = None
+    """When the server is stopped."""
+    url: str | None = None
+    """Of the server, while it is ready."""
+    token: str | None = None
+    """Opens this server and nothing else; for those who may start it, while it runs."""
+    token_expires: datetime | None = None
+    error: dict[str, Any] | None = None
+    """Why it failed: `error`, `reason`, `details`, `status`."""
+    ended_by: str | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether it has ended."""
+        return self.state in FINAL
+
+    def __repr__(self) -> str:
+        """Without the token, since notebooks show what a cell has as its value."""
+        return f"<Launch {self.id} of {self.username}/{self.server_name}: {self.state}>"
+
+    __str__ = __repr__
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a launch."""
+
+    name: str
+    """A state, ``progress`` or ``warning``."""
+    data: dict[str, Any] = field(repr=False)
+    """All that the service says of it."""
+    id: int = 0
+    """1 for the first of its launch; 0 for a passing one, such as the position in the queue."""
+    launch: Launch | None = None
+    """With ``ready``: the launch, with the server's URL and token."""
+
+    @property
+    def message(self) -> str:
+        """For a person."""
+        return str(self.data.get("message") or self.data.get("error") or self.name)
+
+    @property
+    def progress(self) -> int | None:
+        """Per cent, of ``progress`` and ``ready``."""
+        return 100 if self.name == "ready" else self.data.get("progress")
+
+    @property
+    def final(self) -> bool:
+        """Nothing follows."""
+        return self.name in FINAL

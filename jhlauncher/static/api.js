@@ -1,0 +1,70 @@
+// Requests to the launcher, as this browser's user, and its errors.
+
+export const page = document.body.dataset;
+
+/** What the launcher, or the way to it, says instead of an answer. */
+export class ApiError extends Error {
+  constructor(body, status) {
+    super(body.error);
+    this.reason = body.reason;
+    this.details = body.details || {};
+    this.status = status;
+  }
+
+  /** Whether the same request may work later. */
+  get temporary() {
+    return this.status === 0 || this.status === 503;
+  }
+
+  /** Whether only a new login helps. */
+  get loggedOut() {
+    return this.status === 401 || this.reason === "xsrf_failed";
+  }
+}
+
+function xsrf() {
+  const found = /(?:^|;\s*)_xsrf=([^;]*)/.exec(document.cookie);
+  return found ? decodeURIComponent(found[1]) : "";
+}
+
+/** The answer to a request, whatever its status. */
+export async function open(method, path, { body, headers = {}, signal } = {}) {
+  const address = new URL(path, new URL(page.base, location.origin));
+  const options = { method, signal, headers: { "X-XSRFToken": xsrf(), ...headers }, credentials: "same-origin" };
+  if (body !== undefined) options.body = JSON.stringify(body);
+  let response;
+  try {
+    response = await fetch(address, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError({ error: "The launcher can't be reached.", reason: "offline" }, 0);
+  }
+  if (response.ok) return response;
+  let said;
+  try {
+    said = await response.json();
+    if (typeof said.error !== "string") throw new TypeError();
+  } catch {
+    // not the launcher's own answer: the proxy's, while the service restarts
+    const status = response.status >= 500 ? 503 : response.status;
+    throw new ApiError({ error: `The launcher does not answer (${response.status}).`, reason: "unavailable" }, status);
+  }
+  throw new ApiError(said, response.status);
+}
+
+/** The JSON of an answer; null if it is empty. */
+export async function ask(method, path, options) {
+  const response = await open(method, path, { headers: { Accept: "application/json" }, ...options });
+  const text = await response.text();
+  return text ? JSON.parse(text) : null;
+}
+
+/** All items of a list, page by page. */
+export async function* pages(path) {
+  for (let cursor = null; ; ) {
+    const answer = await ask("GET", cursor ? `${path}&cursor=${cursor}` : path);
+    yield answer.items;
+    cursor = answer.next;
+    if (!cursor) return;
+  }
+}

@@ -1,0 +1,28 @@
+// Elements without a framework.
+
+/** An element; attributes whose names begin with "on" are listeners, those that are false or null are left out. */
+export function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== false && value !== null && value !== undefined)
+      element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+/** Fill an element anew. */
+export function fill(element, ...children) {
+  element.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+}
+
+let names = 0;
+
+/** An id that nothing else on the page has. */
+export const unique = (prefix) => `${prefix}-${++names}`;
+
+/** Say something to who can't see it. */
+export function announce(text) {
+  document.getElementById("announce").textContent = text;
+}

@@ -1,0 +1,73 @@
+// The page: a form on one side, what runs on the other; and launch links, which lead to a server.
+
+import { ask, page } from "./api.js";
+import { fill, h } from "./dom.js";
+import { LaunchForm } from "./form.js";
+import { title } from "./launch.js";
+import { LaunchList } from "./list.js";
+
+const at = (id) => document.getElementById(id);
+const linked = location.pathname === `${page.base}launch`;
+const link = new URLSearchParams(linked ? location.search : "");
+let awaited = null; // the launch to whose server this page goes when it is ready
+
+/** Where a link leads in a server, below the server's own address. */
+function destination(url) {
+  const server = new URL(url, location.href);
+  const path = (link.get("path") || "").replace(/^\/+/, "");
+  const there = new URL(server.href.replace(/\/?$/, "/") + path);
+  return there.href.startsWith(server.href.replace(/\/?$/, "/")) ? there.href : server.href;
+}
+
+function goWhenReady(launch) {
+  if (launch.id !== awaited) return;
+  if (launch.state === "ready" && launch.url) location.assign(destination(launch.url));
+  else if (launch.ended) awaited = null;
+}
+
+const list = new LaunchList({
+  list: at("list"),
+  batches: at("batches"),
+  filters: at("filters"),
+  connection: at("connection"),
+  changed: goWhenReady,
+  again: (launch) => {
+    form.refill({ template: launch.template || "", image: launch.template ? "" : launch.image, server_name: launch.server_name });
+    form.changed(0);
+    at("start-title").scrollIntoView();
+    form.form.querySelector("input, select, button")?.focus();
+  },
+});
+
+const form = new LaunchForm(at("form"), {
+  link,
+  started(launch) {
+    if (linked) awaited = launch.id;
+    if (launch.username !== page.user) list.look(true);
+    list.put(launch);
+  },
+  startedMany(batch) {
+    list.look(true);
+    list.showBatch(batch);
+  },
+});
+
+/** Start what the link names without asking again, if the policy lets links do so, and they say nothing else. */
+async function startLinked() {
+  const template = link.get("template");
+  const more = [...link.keys()].filter((name) => !["template", "path"].includes(name));
+  if (more.length || !form.options?.start_links.includes(template)) return;
+  await form.check();
+  if (form.plan?.decision !== "refuse") return form.submit();
+  const { reason, details } = form.plan.error;
+  if (!["server_running", "server_starting"].includes(reason)) return;
+  const launch = await ask("GET", `launches/${details.launch}`);
+  if (launch.template !== template) return; // another one is in the way, and the form says so
+  awaited = launch.id;
+  fill(at("announce"), h("span", {}, `${title(launch, page.user)} is there already.`));
+  goWhenReady(launch);
+}
+
+list.restart();
+await form.load();
+if (linked) await startLinked();

@@ -1,0 +1,93 @@
+// A stream of server-sent events that goes on where it was when the connection comes back.
+//
+// Not EventSource, which can't send the XSRF token, nor say why it was refused.
+
+import { open } from "./api.js";
+
+const SILENCE = 45_000; // the launcher gives a sign of life every 15 seconds
+const LONGEST_DELAY = 15_000;
+
+/**
+ * Follow a stream until `close`.
+ *
+ * `tell(name, data)` gets each event; `state(what, error, delay)` is told "open", and "lost" with the milliseconds until
+ * the next try, or "ended" if trying again does not help.
+ */
+export function follow(path, tell, state) {
+  let last = "";
+  let failures = 0;
+  let closed = false;
+  let connection = null;
+  let wake = null;
+
+  async function read() {
+    connection = new AbortController();
+    let watchdog = setTimeout(() => connection.abort(), SILENCE);
+    try {
+      const headers = { Accept: "text/event-stream", ...(last ? { "Last-Event-ID": last } : {}) };
+      const response = await open("GET", path, { headers, signal: connection.signal });
+      if (closed) return;
+      failures = 0;
+      state("open");
+      let pending = "";
+      let event = { name: "message", data: [] };
+      const decoder = new TextDecoder();
+      for (const reader = response.body.getReader(); ; ) {
+        const { done, value } = await reader.read();
+        if (done) return;
+        clearTimeout(watchdog);
+        watchdog = setTimeout(() => connection.abort(), SILENCE);
+        const lines = (pending + decoder.decode(value, { stream: true })).split("\n");
+        pending = lines.pop();
+        for (const line of lines) {
+          const [, field, content] = /^([^:]*)(?:: ?(.*))?$/.exec(line) || [];
+          if (line === "") {
+            if (event.data.length && !closed) tell(event.name, JSON.parse(event.data.join("\n")));
+            event = { name: "message", data: [] };
+          } else if (field === "data") event.data.push(content || "");
+          else if (field === "event") event.name = content;
+          else if (field === "id") last = content;
+        }
+      }
+    } finally {
+      clearTimeout(watchdog);
+    }
+  }
+
+  async function run() {
+    while (!closed) {
+      let problem = null;
+      try {
+        await read();
+      } catch (error) {
+        if (closed) return;
+        problem = error;
+        if (error.status >= 400 && !error.temporary) return state("ended", error);
+      }
+      if (closed) return;
+      const delay = Math.min(LONGEST_DELAY, 500 * 2 ** failures++) * (0.75 + Math.random() / 2);
+      state("lost", problem, delay);
+      await new Promise((resolve) => {
+        wake = resolve;
+        setTimeout(resolve, delay);
+      });
+    }
+  }
+
+  const again = () => wake && wake();
+  const gone = () => connection && connection.abort();
+  addEventListener("online", again);
+  addEventListener("offline", gone);
+  run();
+  return {
+    /** Try now. */
+    again,
+    close() {
+      closed = true;
+      removeEventListener("online", again);
+      removeEventListener("offline", gone);
+      if (connection) connection.abort();
+      again();
+    },
+  };
+}
