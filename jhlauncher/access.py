@@ -118,19 +118,17 @@ class Access:
         user, server = record.username, record.server_name
         if any(caller.holds(scope, user, server, frozenset()) for scope in scopes):
             return True
-        groups = frozenset().union(*(caller.filters(scope, "group") for scope in scopes))
+        groups = caller.filters("group", *scopes)
         return bool(groups) and user in await self._hub.members(groups)
 
     async def visible(self, caller: Caller) -> Visible:
         """The launches that a caller may see."""
         if not caller.scopes.isdisjoint(READ):
             return Visible(caller.label, everything=True)
-        groups, users, servers = (
-            frozenset().union(*(caller.filters(scope, by) for scope in READ)) for by in ("group", "user", "server")
-        )
+        groups, users = caller.filters("group", *READ), caller.filters("user", *READ)
         if groups:
             users |= await self._hub.members(groups)
-        pairs = (server.partition("/") for server in servers)
+        pairs = (server.partition("/") for server in caller.filters("server", *READ))
         return Visible(caller.label, False, users, frozenset((user, name) for user, _, name in pairs), groups)
 
     async def members(self, caller: Caller, group: str) -> frozenset[str]:

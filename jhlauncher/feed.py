@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
 
 from traitlets import Float
 from traitlets.config import LoggingConfigurable
@@ -175,16 +176,21 @@ class Feed(LoggingConfigurable):
         """Seconds until who is at this position in the queue starts; None if that is not known."""
         return self._pace.wait(position, self._bound.current)
 
+    def place(self, position: int) -> dict[str, Any]:
+        """What is told of this position in the queue, limits left aside."""
+        message = self._hindrance or f"Waiting at position {position}"
+        return {"message": message, "position": position, "estimate": self.estimate(position)}
+
     async def _in_queue(self, launch: str, position: int) -> LaunchEvent:
         self._line.told[launch] = position
-        message, estimate = self._hindrance or f"Waiting at position {position}", self.estimate(position)
+        told = self.place(position)
         with contextlib.suppress(StoreUnavailable):
             held = await self._store.held_by(launch)
             if held:
                 limit, used = held
-                message = f"Waiting for room: {used:g} of {limit.most:g} {limit.resource} are in use ({limit.key})"
-                estimate = None
-        return LaunchEvent(0, time.time(), "queued", {"message": message, "position": position, "estimate": estimate})
+                room = f"{used:g} of {limit.most:g} {limit.resource} are in use ({limit.key})"
+                told |= {"message": f"Waiting for room: {room}", "estimate": None}
+        return LaunchEvent(0, time.time(), "queued", told)
 
     # -- what wakes
 

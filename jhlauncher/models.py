@@ -424,14 +424,16 @@ class Caller:
         covering.update(f"{scope}!group={group}" for group in groups)
         return not covering.isdisjoint(self.scopes)
 
-    def filters(self, scope: str, by: Literal["user", "server", "group"]) -> frozenset[str]:
-        """What the caller's scopes of this name are filtered to."""
-        prefix = f"{scope}!{by}="
-        return frozenset(held.removeprefix(prefix) for held in self.scopes if held.startswith(prefix))
+    def filters(self, by: Literal["user", "server", "group"], *scopes: str) -> frozenset[str]:
+        """What the caller's scopes of these names are filtered to."""
+        prefixes = [f"{scope}!{by}=" for scope in scopes]
+        return frozenset(
+            held.removeprefix(prefix) for prefix in prefixes for held in self.scopes if held.startswith(prefix)
+        )
 
     def filters_by_group(self, scope: str) -> bool:
         """Whether the target's groups matter for `holds`."""
-        return bool(self.filters(scope, "group"))
+        return bool(self.filters("group", scope))
 
 
 @dataclass(frozen=True)

@@ -203,12 +203,8 @@ class News(LoggingConfigurable):
         self._line.told.update({launch: self._line.order[launch] for launch in moved})
         self._tell(
             [
-                Happening(records[launch], LaunchEvent(0, now, "queued", self._place(self._line.order[launch])))
+                Happening(records[launch], LaunchEvent(0, now, "queued", self._feed.place(self._line.order[launch])))
                 for launch in moved
                 if launch in records
             ]
         )
-
-    def _place(self, position: int) -> dict[str, object]:
-        message = self._hindrance or f"Waiting at position {position}"
-        return {"message": message, "position": position, "estimate": self._feed.estimate(position)}

@@ -18,12 +18,15 @@ import aiohttp
 
 from .. import errors, sse
 from ..errors import LauncherError, LaunchFailed, Temporary
+from ..records import FINAL
 from .settings import settings
-from .views import FINAL, Event, Launch, Unreachable
+from .views import Event, Launch, Unreachable
 
 _SILENCE = 60
 """Seconds without a sign of life after which a stream counts as broken; the service gives one every 15."""
 _LONGEST_DELAY = 10
+_ERROR = {"error", "reason", "details", "status"}
+"""The fields of the one shape of errors."""
 
 
 class LauncherClient:
@@ -274,7 +277,7 @@ async def _answer(response: aiohttp.ClientResponse) -> Any:
         body = ""
     if response.status < 400 and body != "":
         return body
-    if isinstance(body, dict) and {"error", "reason", "details", "status"} <= body.keys():
+    if isinstance(body, dict) and body.keys() >= _ERROR:
         error = errors.restored(body)
         error.retry_after = _seconds(response.headers.get("Retry-After"))
         raise error
@@ -297,7 +300,7 @@ def _unreachable(url: str, error: BaseException) -> Unreachable:
 def _failure(event: Event) -> LauncherError:
     """The error for a launch that ended before it was ready."""
     data = event.data
-    if {"error", "reason", "details", "status"} <= data.keys():
+    if data.keys() >= _ERROR:
         error = LaunchFailed(data["error"], reason=data["reason"], details=data["details"])
         error.status = data["status"]
         return error

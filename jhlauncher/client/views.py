@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from ..errors import Temporary
-
-State = Literal["queued", "starting", "ready", "failed", "cancelled", "stopped", "expired"]
-FINAL = frozenset({"failed", "cancelled", "stopped", "expired"})
+from ..records import FINAL, State
 
 
 class Unreachable(Temporary):

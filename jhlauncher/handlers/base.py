@@ -207,6 +207,10 @@ class BaseHandler(RequestHandler):
             self.set_header("Retry-After", str(math.ceil(error.retry_after)))
         if not self._reads_body and self.request.headers.get("Content-Length", "0") != "0":
             self.set_header("Connection", "close")  # Tornado does so when it has not read the body
+        self.finish_error(error)
+
+    def finish_error(self, error: LauncherError) -> None:
+        """Finish with what is said of an error; status and headers are set."""
         self.finish(json.dumps(self.error_body(error)))
 
     def error_body(self, error: LauncherError) -> Any:

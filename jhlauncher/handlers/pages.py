@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader
 from jupyterhub.services.auth import HubOAuthCallbackHandler
 from tornado.web import HTTPError, StaticFileHandler
 
+from ..access import START
 from ..errors import CallerError, LauncherError, NotFound, Unauthenticated
 from .callers import HubHandler
 
@@ -62,21 +63,27 @@ class PageHandler(HubHandler):
         page = _templates.get_template(template)
         self.finish(page.render(base=self.services.prefix, hub=hub, caller=caller, **values))
 
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Show what happened, as a page."""
-        error = self.translate(kwargs.get("exc_info", (None, None, None))[1], status_code)
-        self.set_status(self.status_of(error))
-        self.show("error.html", error=error, status=self.status_of(error))
+    @property
+    def wants_page(self) -> bool:
+        """Whether the client is a browser that shows pages."""
+        return "text/html" in self.request.headers.get("Accept", "")
+
+    def finish_error(self, error: LauncherError) -> None:
+        """Show what happened, as a page to those who want one."""
+        if self.wants_page:
+            self.show("error.html", error=error, status=self.status_of(error))
+        else:
+            super().finish_error(error)
 
     def show_launcher(self) -> None:
         """Finish with the page of launches."""
         self.xsrf_token  # noqa: B018  (sets the cookie that the page sends back)
-        filters = {
-            kind: sorted(self.caller.filters("servers", kind) | self.caller.filters("start:servers", kind))
-            for kind in ("user", "group")
-        }
-        everybody = not self.caller.scopes.isdisjoint({"servers", "start:servers"})
-        self.show("page.html", everybody=everybody, groups=filters["group"], users=filters["user"])
+        self.show(
+            "page.html",
+            everybody=not self.caller.scopes.isdisjoint(START),
+            groups=sorted(self.caller.filters("group", *START)),
+            users=sorted(self.caller.filters("user", *START)),
+        )
 
 
 class IndexHandler(PageHandler):
@@ -85,7 +92,7 @@ class IndexHandler(PageHandler):
     async def get(self) -> None:
         """Show the page, or name the resources, as the client wants."""
         self.set_header("Vary", "Accept")
-        if "text/html" not in self.request.headers.get("Accept", ""):
+        if not self.wants_page:
             self.answer({"service": "jhlauncher", "resources": list(_RESOURCES)})
         elif await self.admit_person():
             self.show_launcher()

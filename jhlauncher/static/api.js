@@ -2,6 +2,12 @@
 
 export const page = document.body.dataset;
 
+/** The groups whose members' servers this person may start. */
+export const groups = JSON.parse(page.groups);
+
+/** Whether this person may start other people's servers. */
+export const others = "everybody" in page || groups.length > 0 || JSON.parse(page.users).length > 1;
+
 /** What the launcher, or the way to it, says instead of an answer. */
 export class ApiError extends Error {
   constructor(body, status) {

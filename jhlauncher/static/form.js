@@ -1,14 +1,13 @@
 // The form to start a server: made from `options`, so that it offers what this person may ask, and checked with a dry run
 // while it is filled in, so that it says why something would be refused.
 
-import { ask, page } from "./api.js";
+import { ask, others, page } from "./api.js";
 import { announce, fill, h, unique } from "./dom.js";
 import { duration, many, size } from "./format.js";
 
 const DELAY = 350; // milliseconds without a change before the launcher is asked
 const OWN_IMAGE = "";
 const LIFETIME_UNITS = { minutes: 60, hours: 3600, days: 86400 };
-const others = "everybody" in page || JSON.parse(page.groups).length > 0 || JSON.parse(page.users).length > 1;
 
 /** A labelled control, with room for what is wrong with it. */
 function field(name, label, control, hint) {

@@ -1,6 +1,6 @@
 // The launches that this person may see, kept up to date by one event stream, however many they are.
 
-import { ask, page, pages } from "./api.js";
+import { ask, groups, others, page, pages } from "./api.js";
 import { BatchCard } from "./batch.js";
 import { announce, fill, h } from "./dom.js";
 import { many } from "./format.js";
@@ -9,8 +9,6 @@ import { follow } from "./stream.js";
 
 const ENDED = ["failed", "cancelled", "stopped", "expired"];
 const AT_ONCE = 4; // requests to stop servers
-const others = "everybody" in page || JSON.parse(page.groups).length > 0 || JSON.parse(page.users).length > 1;
-const groups = JSON.parse(page.groups);
 
 export class LaunchList {
   /** `changed(launch)` is told each launch that came into another state; `again(launch)` fills the form with one. */
