@@ -288,8 +288,11 @@ class AllEventsHandler(EventsHandler):
                     await self.admit()
                     if not chapter.complete:
                         await stream.send({}, name="reset", id=chapter.seq)
-                    for happening in await self._wanted(query, chapter.happenings):
-                        await stream.send(await self._told(happening), name=happening.event.name, id=chapter.seq)
+                    wanted = await self._wanted(query, chapter.happenings)
+                    for left, happening in zip(range(len(wanted))[::-1], wanted, strict=True):
+                        # only a whole chapter has been read: who comes back from its middle is told it again
+                        end = chapter.seq if not left else None
+                        await stream.send(await self._told(happening), name=happening.event.name, id=end)
 
         return await self.stream(send)
 
@@ -309,7 +312,7 @@ class AllEventsHandler(EventsHandler):
         """An event, with whose it is, and with the launch if it came into another state."""
         record, event = happening
         about = {"id": record.id, "username": record.username, "server_name": record.server_name}
-        data = about | event_data(event)
+        data = about | {"number": event.number or None} | event_data(event)
         if event.number and event.name in STATES:
             data["launch"] = (await self.view(record, with_position=False)).model_dump(mode="json")
         return data

@@ -55,7 +55,9 @@ export async function open(method, path, { body, headers = {}, signal } = {}) {
     const status = response.status >= 500 ? 503 : response.status;
     throw new ApiError({ error: `The launcher does not answer (${response.status}).`, reason: "unavailable" }, status);
   }
-  throw new ApiError(said, response.status);
+  const error = new ApiError(said, response.status);
+  if (error.loggedOut) error.message = "You are logged out."; // what it says is for programs
+  throw error;
 }
 
 /** The JSON of an answer; null if it is empty. */

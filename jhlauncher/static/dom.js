@@ -26,3 +26,6 @@ export const unique = (prefix) => `${prefix}-${++names}`;
 export function announce(text) {
   document.getElementById("announce").textContent = text;
 }
+
+/** The way back in, for who is logged out: asking for the page leads to the Hub's login. */
+export const login = () => h("a", { class: "btn btn-sm btn-primary", href: location.href }, "Log in again");

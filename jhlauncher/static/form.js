@@ -2,7 +2,7 @@
 // while it is filled in, so that it says why something would be refused.
 
 import { ask, others, page } from "./api.js";
-import { announce, fill, h, unique } from "./dom.js";
+import { announce, fill, h, login, unique } from "./dom.js";
 import { duration, many, size } from "./format.js";
 
 const DELAY = 350; // milliseconds without a change before the launcher is asked
@@ -39,7 +39,6 @@ export class LaunchForm {
     this.form = h("form", { novalidate: true, onsubmit: (event) => this.submit(event), oninput: () => this.changed() });
     this.timer = null;
     this.key = null;
-    this.plan = null;
   }
 
   /** Ask what may be started, for whom it is now, and show the form. */
@@ -60,7 +59,7 @@ export class LaunchForm {
   }
 
   showRefusal(error) {
-    const again = h("button", { class: "btn btn-outline-contrast", type: "button", onclick: () => this.load() }, "Try again");
+    const again = error.loggedOut ? login() : h("button", { class: "btn btn-outline-contrast", type: "button", onclick: () => this.load() }, "Try again");
     const said = h("div", { class: "alert alert-warning", role: "alert" }, h("p", {}, error.message), again);
     if (this.form.isConnected) {
       this.say(said); // who else it might be for is still to be said
@@ -71,18 +70,21 @@ export class LaunchForm {
   // -- what is offered
 
   show(user) {
+    this.user = user;
     const { request, templates, limits } = this.options;
     const properties = request.properties;
     const nothing = !Object.keys(templates).length && "not" in properties.image;
     const kept = this.form.isConnected ? this.values() : null;
     this.decision = h("div", { class: "decision", role: "status", "aria-live": "polite" });
     this.button = h("button", { class: "btn btn-primary btn-lg", type: "submit" }, "Start");
+    this.limits = h("ul", { class: "limits", "aria-label": "Limits" });
+    this.showLimits(limits);
     fill(
       this.form,
       others && this.whom(user),
       nothing
         ? h("p", { class: "empty" }, "There is nothing that may be started here. An administrator's policy decides that.")
-        : [this.what(properties, templates), this.resources(properties), this.more(properties), this.limits(limits)],
+        : [this.what(properties, templates), this.resources(properties), this.more(properties), this.limits],
       this.decision,
       !nothing && this.button,
     );
@@ -133,7 +135,7 @@ export class LaunchForm {
       "div",
       { class: "form-check choice" },
       h("input", { class: "form-check-input", type: "radio", name: "template", id, value }),
-      h("label", { class: "form-check-label", for: id }, h("strong", {}, title), text && h("span", { class: "about" }, text)),
+      h("label", { class: "form-check-label", for: id }, h("strong", {}, title), " ", text && h("span", { class: "about" }, text)),
     );
   }
 
@@ -230,12 +232,11 @@ export class LaunchForm {
     return this.row("env", "variable", input({ name: "key", "aria-label": "Variable", placeholder: "NAME" }), input({ name: "value", "aria-label": "Value", placeholder: "value" }));
   }
 
-  limits(limits) {
-    if (!limits.length) return null;
+  showLimits(limits) {
+    this.limits.hidden = !limits.length;
     const shown = (limit, amount) => (limit.resource === "memory" ? size(amount) : +amount.toFixed(2));
-    return h(
-      "ul",
-      { class: "limits", "aria-label": "Limits" },
+    fill(
+      this.limits,
       limits.map((limit) =>
         h(
           "li",
@@ -314,8 +315,13 @@ export class LaunchForm {
   changed(delay = DELAY) {
     if (!this.options) return;
     this.key = null;
-    this.plan = null;
     this.arrange();
+    this.checkIn(delay);
+  }
+
+  /** Find out what would become of it now, unless more changes before. */
+  checkIn(delay) {
+    if (!this.options || this.submitting) return;
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.check(), delay);
   }
@@ -341,11 +347,10 @@ export class LaunchForm {
     const wrong = [...this.form.elements].find((control) => control.willValidate && !control.validity.valid && control.value && !control.closest("[hidden]"));
     if (wrong) return this.refuse({ message: wrong.validationMessage, details: { fields: [{ field: wrong.name, problem: wrong.validationMessage }] } });
     if (!username) return this.ready("Name the people, one a line.", false);
-    const body = { username, ...this.body() };
-    if (!body.template && !body.image) return this.ready("Choose what to start.", false);
+    if (!this.value("template") && !this.value("image")) return this.ready("Choose what to start.", false);
     try {
-      const plan = await ask("POST", "launches?dry_run=true", { body, signal: this.checking.signal });
-      this.plan = plan;
+      const plan = await this.preview(username, this.checking.signal);
+      this.showLimits(plan.limits);
       if (plan.decision === "refuse") this.refuse({ message: plan.error.error, reason: plan.error.reason, details: plan.error.details });
       else this.ready(this.outlook(plan), true);
     } catch (error) {
@@ -353,6 +358,11 @@ export class LaunchForm {
       if (error.temporary) this.ready(error.message, true);
       else this.refuse(error);
     }
+  }
+
+  /** What would become of it now. */
+  preview(username, signal) {
+    return ask("POST", "launches?dry_run=true", { body: { username, ...this.body() }, signal });
   }
 
   outlook(plan) {
@@ -369,21 +379,24 @@ export class LaunchForm {
 
   ready(text, possible) {
     this.button.disabled = !possible;
-    this.say(this.unknown && h("p", { class: "text-danger" }, this.unknown), h("p", {}, text));
+    if (this.decision.textContent === text) return; // a screen reader would say it again
+    this.say(this.unknown && h("p", { class: "problem" }, this.unknown), h("p", {}, text));
   }
 
   /** Say why it is, or would be, refused. */
   refuse(error) {
+    const there = ["server_running", "server_starting"].includes(error.reason);
     const launch = error.reason === "server_running" && error.details.launch;
     this.button.disabled = true;
     this.mark(error.details?.fields || []);
     this.say(
       h(
         "div",
-        { class: "alert alert-warning" },
+        { class: `alert alert-${there ? "info" : "warning"}` },
         h("p", {}, error.message),
+        error.loggedOut && [" ", login()],
         launch && h("a", { class: "btn btn-sm btn-primary", href: "#", onclick: (event) => this.goTo(event, launch) }, "Open it"),
-        ["server_running", "server_starting"].includes(error.reason) && h("p", { class: "mb-0" }, "Or give this one a name of its own, under “More”."),
+        there && h("p", { class: "mb-0" }, "Or give this one a name of its own, under “More”."),
       ),
     );
   }
@@ -414,6 +427,7 @@ export class LaunchForm {
   async submit(event) {
     event?.preventDefault();
     if (this.button.disabled) return;
+    this.submitting = true;
     this.button.disabled = true;
     // the same key for the same content: when the answer gets lost, the next try is the same launch
     this.key ||= [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -421,25 +435,30 @@ export class LaunchForm {
     clearTimeout(this.timer);
     this.checking?.abort();
     try {
-      if (this.forClass) {
-        const launches = this.names().map((username) => ({ username, ...this.body() }));
-        const batch = await ask("POST", "batches", { body: { launches }, headers });
-        announce(`${many(launches.length, "server")} asked for.`);
-        this.startedMany(batch);
-      } else {
-        const body = { username: this.value("username") || page.user, ...this.body() };
-        const launch = await ask("POST", "launches", { body, headers });
-        announce("The launch was accepted.");
-        this.started(launch);
-      }
+      await this.send(headers);
       this.key = null;
-      this.ready("", true);
-      this.changed(1500); // what would become of another one
+      this.say();
     } catch (error) {
       if (error.temporary) {
         this.say(h("div", { class: "alert alert-danger", role: "alert" }, `${error.message} Press Start again; it is not done twice.`));
         this.button.disabled = false;
       } else this.refuse(error);
+    }
+    this.submitting = false;
+    if (!this.key) this.checkIn(1500); // what would become of another one
+  }
+
+  async send(headers) {
+    if (this.forClass) {
+      const launches = this.names().map((username) => ({ username, ...this.body() }));
+      const batch = await ask("POST", "batches", { body: { launches }, headers });
+      announce(`${many(launches.length, "server")} asked for.`);
+      this.startedMany(batch);
+    } else {
+      const body = { username: this.value("username") || page.user, ...this.body() };
+      const launch = await ask("POST", "launches", { body, headers });
+      announce("The launch was accepted.");
+      this.started(launch);
     }
   }
 }

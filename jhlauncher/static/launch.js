@@ -34,7 +34,7 @@ export function confirmed(text, yes) {
 export class LaunchRow {
   /** `selected()` is told when the checkbox has been used; without it there is none. */
   constructor(launch, { user, selected, again }) {
-    Object.assign(this, { user, again, events: [], progress: null, message: "", position: null });
+    Object.assign(this, { user, again, events: new Map(), progress: null, message: "", position: null });
     const id = unique("launch");
     this.box = selected && h("input", { type: "checkbox", class: "form-check-input", onchange: selected, "aria-labelledby": id });
     this.name = h("h3", { id });
@@ -63,6 +63,7 @@ export class LaunchRow {
     this.position = launch.position ?? (launch.state === "queued" ? this.position : null);
     if (before !== launch.state) {
       if (launch.state === "starting") this.progress = 0;
+      if (before === "starting" && launch.state === "ready") this.arrive();
       if (launch.state !== "queued") this.message = "";
       if (before) announce(`${title(launch, this.user)}: ${launch.state}`);
       this.fails();
@@ -70,11 +71,20 @@ export class LaunchRow {
     this.show();
   }
 
+  /** Have the bar seen at its end. */
+  arrive() {
+    Object.assign(this, { progress: 100, arrived: true });
+    setTimeout(() => {
+      this.arrived = false;
+      this.show();
+    }, 1500);
+  }
+
   /** An event of the stream; the launch itself comes with `update`. */
   tell(name, data) {
-    if (name === "progress") this.progress = data.progress;
+    if (name === "progress") this.progress = Math.max(this.progress || 0, data.progress);
     if (name === "queued" && data.position) Object.assign(this, { position: data.position, estimate: data.estimate });
-    else this.add({ event: name, data });
+    if (data.number) this.add({ id: data.number, event: name, data });
     this.message = data.message || this.message;
     this.show();
   }
@@ -85,12 +95,8 @@ export class LaunchRow {
     this.asked = true;
     try {
       const { items } = await ask("GET", `launches/${this.launch.id}/events`);
-      const known = this.events;
-      this.events = [];
-      fill(this.log);
-      const seen = new Set(items.map(({ event, data }) => `${event} ${data.time}`));
-      for (const item of [...items, ...known.filter(({ event, data }) => !seen.has(`${event} ${data.time}`))]) this.add(item);
-      const last = this.events.findLast(({ event }) => event === "progress");
+      items.forEach((item) => this.add(item));
+      const last = items.findLast(({ event }) => event === "progress");
       if (last && this.launch.state === "starting") this.progress = Math.max(this.progress || 0, last.data.progress);
       if (last && this.active && this.launch.state !== "ready") this.message ||= last.data.message;
       this.show();
@@ -99,10 +105,13 @@ export class LaunchRow {
     }
   }
 
-  add(item) {
-    this.events.push(item);
-    const text = item.data.message || item.data.error || item.event;
-    this.log.append(h("li", {}, h("time", { datetime: item.data.time }, new Date(item.data.time).toLocaleTimeString()), " ", text));
+  /** Keep an event, which may be known already, in its place. */
+  add({ id, event, data }) {
+    if (this.events.has(id)) return;
+    const text = data.message || data.error || event;
+    this.events.set(id, h("li", {}, h("time", { datetime: data.time }, new Date(data.time).toLocaleTimeString()), " ", text));
+    const after = [...this.events.keys()].filter((other) => other > id);
+    this.log.insertBefore(this.events.get(id), after.length ? this.events.get(Math.min(...after)) : null);
   }
 
   // -- what is shown
@@ -123,10 +132,10 @@ export class LaunchRow {
 
   showBar() {
     const waits = ["queued", "starting"].includes(this.launch.state);
-    this.bar.hidden = !waits;
-    if (!waits) return;
+    this.bar.hidden = !waits && !this.arrived;
+    if (this.bar.hidden) return;
     const [bar] = this.bar.children;
-    const known = this.launch.state === "starting" && this.progress !== null;
+    const known = this.launch.state !== "queued" && this.progress !== null;
     bar.style.width = known ? `${Math.max(3, this.progress)}%` : "100%";
     bar.classList.toggle("progress-bar-striped", !known);
     bar.classList.toggle("waits", !known);

@@ -2,7 +2,7 @@
 
 import { ask, groups, others, page, pages } from "./api.js";
 import { BatchCard } from "./batch.js";
-import { announce, fill, h } from "./dom.js";
+import { announce, fill, h, login } from "./dom.js";
 import { many } from "./format.js";
 import { ACTIVE, confirmed, LaunchRow } from "./launch.js";
 import { follow } from "./stream.js";
@@ -68,8 +68,7 @@ export class LaunchList {
       this.lost = false;
       fill(this.connection);
     } else if (state === "ended") {
-      const login = h("a", { class: "btn btn-sm btn-primary", href: location.href }, "Log in again");
-      fill(this.connection, h("div", { class: "alert alert-warning" }, error.loggedOut ? "You are logged out. " : `${error.message} `, error.loggedOut && login));
+      fill(this.connection, h("div", { class: "alert alert-warning" }, `${error.message} `, error.loggedOut && login()));
       this.list.removeAttribute("aria-busy");
     } else {
       this.lost = true;
@@ -133,6 +132,11 @@ export class LaunchList {
     this.changed(launch);
     if (launch.batch) this.follows(launch);
     if (arrange) this.arrange();
+  }
+
+  /** Have it seen, where the page is longer than the screen. */
+  reveal(id) {
+    this.rows.get(id)?.element.scrollIntoView({ block: "nearest" });
   }
 
   drop(id) {

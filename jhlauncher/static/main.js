@@ -30,7 +30,10 @@ const list = new LaunchList({
   batches: at("batches"),
   filters: at("filters"),
   connection: at("connection"),
-  changed: goWhenReady,
+  changed(launch) {
+    goWhenReady(launch);
+    if (launch.username === form.user) form.checkIn(1000); // what may be started has changed with it
+  },
   again: (launch) => {
     form.refill({ template: launch.template || "", image: launch.template ? "" : launch.image, server_name: launch.server_name });
     form.changed(0);
@@ -45,6 +48,7 @@ const form = new LaunchForm(at("form"), {
     if (linked) awaited = launch.id;
     if (launch.username !== page.user) list.look(true);
     list.put(launch);
+    list.reveal(launch.id);
   },
   startedMany(batch) {
     list.look(true);
@@ -57,9 +61,9 @@ async function startLinked() {
   const template = link.get("template");
   const more = [...link.keys()].filter((name) => !["template", "path"].includes(name));
   if (more.length || !form.options?.start_links.includes(template)) return;
-  await form.check();
-  if (form.plan?.decision !== "refuse") return form.submit();
-  const { reason, details } = form.plan.error;
+  const plan = await form.preview(form.user);
+  if (plan.decision !== "refuse") return form.submit();
+  const { reason, details } = plan.error;
   if (!["server_running", "server_starting"].includes(reason)) return;
   const launch = await ask("GET", `launches/${details.launch}`);
   if (launch.template !== template) return; // another one is in the way, and the form says so
@@ -70,4 +74,4 @@ async function startLinked() {
 
 list.restart();
 await form.load();
-if (linked) await startLinked();
+if (linked) await startLinked().catch(() => {}); // the form, which is there to be pressed, says what is wrong
