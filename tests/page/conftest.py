@@ -83,7 +83,7 @@ async def visit(browser: Browser, hub: RealHub) -> AsyncIterator[Visit]:
             problems.append(message.text)
 
     async def visit(user: str, path: str = "", **options: Any) -> Page:
-        context = await browser.new_context(viewport={"width": 1200, "height": 900}, **options)
+        context = await browser.new_context(**{"viewport": {"width": 1200, "height": 900}} | options)
         contexts.append(context)
         context.set_default_timeout(30_000)
         page = await context.new_page()

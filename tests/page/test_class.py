@@ -1,0 +1,135 @@
+"""Many servers: a teacher with a group, and who may do everything."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from playwright.async_api import Page, expect
+
+from tests.page.conftest import PUPILS, Visit, in_state, start
+from tests.real_hub import RealHub
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.real_hub]
+
+WATCH_CLASS = """
+    window.seen = [];
+    new MutationObserver(() => {
+      const bar = document.querySelector(".batch [role=progressbar]");
+      if (bar) window.seen.push(Number(bar.getAttribute("aria-valuenow")));
+    }).observe(document.body, { subtree: true, childList: true, attributes: true });
+"""
+
+
+async def name_class(page: Page, template: str, *names: str) -> None:
+    await page.get_by_label("For a class").check()
+    await page.get_by_label("For these people").fill("\n".join(names))
+    await page.get_by_label("For these people").blur()
+    await page.get_by_role("radio", name=template).check()
+    await page.get_by_text("Each server starts at once").wait_for()
+
+
+async def test_a_class_of_twenty(visit: Visit, hub: RealHub):
+    page = await visit("teacher")
+    await name_class(page, "course-1", *PUPILS)
+    await page.evaluate(WATCH_CLASS)
+    await page.get_by_role("button", name="Start 20 servers").click()
+    batch = page.locator(".batch")
+    await expect(batch.get_by_role("heading", name="A class of 20")).to_be_visible()
+    await expect(batch.get_by_role("status")).to_have_text("20 ready", timeout=120_000)
+    seen = await page.evaluate("window.seen")
+    assert seen == sorted(seen)
+    assert seen[-1] == 20
+    assert len(set(seen)) > 3
+    assert await page.locator('.launch[data-state="ready"]').count() == 20
+    _, users = await hub.api("GET", "/users?state=ready")
+    assert {user["name"] for user in users} >= set(PUPILS)
+    # who comes later sees the same
+    later = await visit("teacher")
+    await later.get_by_role("button", name="Everyone's").click()
+    await expect(later.locator(".batch").get_by_role("status")).to_have_text("20 ready")
+    # some of them are stopped, then all
+    await page.get_by_role("checkbox", name=PUPILS[3]).check()
+    await page.get_by_role("checkbox", name=PUPILS[7]).check()
+    await page.get_by_role("button", name="Stop 2 servers").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Stop them").click()
+    await expect(batch.get_by_role("status")).to_have_text("18 ready, 2 ended")
+    await expect(later.locator(".batch").get_by_role("status")).to_have_text("18 ready, 2 ended")
+    await batch.get_by_role("button", name="Stop all").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Stop them").click()
+    await expect(batch.get_by_role("status")).to_have_text("20 ended", timeout=60_000)
+
+
+async def test_a_class_with_somebody_else_s_pupil(visit: Visit):
+    page = await visit("teacher")
+    await name_class(page, "slow", PUPILS[0], "stranger")
+    await page.get_by_role("button", name="Start 2 servers").click()
+    batch = page.locator(".batch")
+    await expect(batch.get_by_role("status")).to_contain_text("1 not accepted")
+    await expect(batch.get_by_role("listitem")).to_contain_text("stranger")
+    await batch.get_by_role("button", name="Stop all").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Stop them").click()
+    await expect(batch.get_by_role("status")).to_have_text("1 ended, 1 not accepted")
+
+
+async def test_a_form_for_somebody_else(visit: Visit):
+    page = await visit("teacher")
+    whom = page.get_by_label("For", exact=True)
+    await whom.fill("stranger")
+    await whom.blur()
+    await expect(page.locator(".decision")).to_contain_text("stranger")
+    await expect(page.get_by_role("button", name="Start", exact=True)).to_be_disabled()
+    await whom.fill(PUPILS[1])
+    await whom.blur()
+    await start(page, "course-1")
+    pupil = await visit(PUPILS[1])
+    await in_state(pupil, "ready")
+    await expect(page.get_by_role("heading", name=PUPILS[1])).to_be_visible()
+    await pupil.get_by_role("button", name="Stop").click()
+    await pupil.get_by_role("button", name="Stop it").click()
+    await in_state(page, "stopped")
+
+
+async def test_filters(visit: Visit):
+    own = await visit("student")
+    await start(own, "course-1")
+    await in_state(own, "ready")
+    other = await visit("outsider")
+    await start(other, "broken")
+    await in_state(other, "failed")
+    page = await visit("overseer")
+    await page.get_by_role("button", name="Everyone's").click()
+    student, outsider = (page.locator(".launch").filter(has_text=name) for name in ("student", "outsider"))
+    await expect(student).to_be_visible()
+    await expect(outsider).to_be_visible()
+    await page.get_by_label("Only in this state").select_option("ready")
+    await expect(outsider).to_be_hidden()
+    await page.get_by_label("Only in this state").select_option("")
+    await only(page, "group", "course-1")
+    await expect(student).to_be_visible()
+    await expect(outsider).to_be_hidden()
+    await only(page, "group", "")
+    await only(page, "user", "outsider")
+    await expect(outsider).to_be_visible()
+    await expect(student).to_be_hidden()
+    await page.get_by_role("button", name="Mine").click()
+    await expect(page.get_by_text("Nothing runs.")).to_be_visible()
+
+
+async def only(page: Page, what: str, name: str) -> None:
+    box = page.get_by_label(f"Only of this {what}")
+    await box.fill(name)
+    await box.blur()
+
+
+async def test_a_teacher_sees_nobody_else(visit: Visit, hub: RealHub):
+    other = await visit("secretive")
+    await start(other, "course-1")
+    await in_state(other, "ready")
+    page = await visit("teacher")
+    await page.get_by_role("button", name="Everyone's").click()
+    await page.locator("#list:not([aria-busy])").wait_for()
+    await asyncio.sleep(1)  # nothing tells that nothing comes
+    await expect(page.locator(".launch").filter(has_text="secretive")).to_have_count(0)
+    options = await page.get_by_label("Only of this group").locator("option").all_inner_texts()
+    assert options == ["every group", "course-2"]
