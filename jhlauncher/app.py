@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import import_module
 from types import ModuleType
@@ -16,6 +16,7 @@ from traitlets import Bool, TraitError, Unicode, default, validate
 from traitlets.config import Configurable
 
 from . import environment
+from .cli.names import COMMANDS
 from .handlers import ROUTES
 from .handlers.base import NotFoundHandler
 from .handlers.callers import Services
@@ -43,6 +44,18 @@ class LauncherApp(HTTPService):
         "manager": ("jhlauncher.manager.app.ManagerApp", "The K8s Manager: services from YAML descriptions."),
         "upgrade-db": ("jhlauncher.upgrade.UpgradeDatabase", "Bring the database to the schema of this version."),
     }
+
+    def emit_subcommands_help(self) -> Generator[str, None, None]:
+        """Begin with the commands for people, which are none of this application's."""
+        yield "Commands"
+        yield "========"
+        yield "What people and scripts use; each has `jhlauncher COMMAND --help`."
+        yield ""
+        for name, summary in COMMANDS.items():
+            yield name
+            yield f"    {summary}"
+        yield ""
+        yield from super().emit_subcommands_help()
 
     bind_url = Unicode(
         help="Where to listen, http://IP:PORT. Default: $JUPYTERHUB_SERVICE_URL, or else http://127.0.0.1:5000."

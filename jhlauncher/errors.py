@@ -81,6 +81,8 @@ class CallerError(LauncherError):
 class InvalidRequest(CallerError):
     """A field is missing, malformed or unknown; ``details["fields"]`` names each."""
 
+    reason = "invalid_request"
+
 
 class Unauthenticated(CallerError):
     """No token, or one that the Hub does not know."""
@@ -198,8 +200,13 @@ class HubRefused(LauncherError):
 
 
 def restored(body: dict[str, Any]) -> LauncherError:
-    """The error that `LauncherError.as_dict` made this of."""
-    kind = CallerError if body["status"] < 500 else LauncherError
+    """The error that `LauncherError.as_dict` made this of, of the class with its status and reason, or else its status."""
+    tree = [LauncherError]
+    for kind in tree:
+        tree += kind.__subclasses__()
+    fitting = [kind for kind in tree if kind.status == body["status"]]
+    named = [kind for kind in fitting if vars(kind).get("reason") == body["reason"]]
+    kind = [*fitting[:1], *named][-1] if fitting else CallerError if body["status"] < 500 else LauncherError
     error = kind(body["error"], reason=body["reason"], details=body["details"])
     error.status = body["status"]
     return error

@@ -51,6 +51,9 @@ client.views client.settings
 client.client
 client.blocking
 client
+cli cli.names
+cli.parser cli.output
+cli.commands
 app manager.app demo
 upgrade __main__
 """

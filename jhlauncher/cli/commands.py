@@ -1,0 +1,204 @@
+"""What each command does; each returns the exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import shtab
+
+from ..client import CallerError, Launch, LauncherClient, LauncherError, LaunchFailed
+from ..client.settings import SettingsMissing
+from ..records import ACTIVE
+from .output import Output, log_of
+from .parser import build
+
+DONE, FAILED, USAGE, REFUSED, UNAVAILABLE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 4, 130, 141
+_STOPPING = 300
+"""Seconds for a server to stop."""
+
+
+class NothingToShow(ValueError):
+    """What was asked for is not there, and never will be."""
+
+
+Command = Callable[[LauncherClient, Namespace, Output], Awaitable[int]]
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command.
+
+    Args:
+        arguments: the command and what follows it.
+
+    """
+    parser = build()
+    args = parser.parse_args(arguments)
+    if args.command == "completion":
+        sys.stdout.write(shtab.complete(parser, args.shell))
+        return DONE
+    output = Output(as_json=args.json, show_token=getattr(args, "show_token", False))
+    try:
+        return asyncio.run(_connected(args, output))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except (LauncherError, SettingsMissing, NothingToShow) as error:
+        output.error(error)
+        return _status(error)
+
+
+def _status(error: LauncherError | ValueError) -> int:
+    if isinstance(error, ValueError):
+        return USAGE
+    if isinstance(error, LaunchFailed):
+        return FAILED
+    return REFUSED if isinstance(error, CallerError) else UNAVAILABLE
+
+
+async def _connected(args: Namespace, output: Output) -> int:
+    token = _token_from(args.token_file) if args.token_file else args.token
+    try:
+        async with LauncherClient(args.url, token, config_file=args.config) as client:
+            return await _COMMANDS[args.command](client, args, output)
+    except asyncio.CancelledError:
+        return INTERRUPTED
+
+
+def _token_from(file: str) -> str:
+    try:
+        return (sys.stdin.read() if file == "-" else Path(file).read_text()).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsMissing(f"The token can't be read from {file}: {error}.") from None
+
+
+async def launch(client: LauncherClient, args: Namespace, output: Output) -> int:
+    """Start a server."""
+    request = await _request(client, args)
+    if args.dry_run:
+        plan = await client.plan(**request)
+        output.plan(plan)
+        return REFUSED if plan["decision"] == "refuse" else DONE
+    found = await client.submit(idempotency_key=args.idempotency_key, **request)
+    if not args.wait:
+        output.accepted(found)
+        return DONE
+    try:
+        found = await _until_ready(client, found, output)
+    except asyncio.CancelledError:
+        output.note(f"The launch goes on: jhlauncher events {found.id}, or jhlauncher stop {found.id}")
+        raise
+    if found.state == "ready":
+        output.ready(found)
+        return DONE
+    output.launch(found)
+    return FAILED
+
+
+async def _request(client: LauncherClient, args: Namespace) -> dict[str, Any]:
+    """The body of the request."""
+    limits = {
+        name: {"limit": getattr(args, name)} for name in ("cpu", "memory", "gpu") if getattr(args, name) is not None
+    }
+    names = ("template", "image", "server_name", "lifetime", "queue_timeout")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    lists = {"vols": args.volume, "env": dict(args.env or [])}
+    username = args.user or (await client.options())["username"]
+    return {"username": username, **given, **limits, **{name: value for name, value in lists.items() if value}}
+
+
+async def _until_ready(client: LauncherClient, launch: Launch, output: Output) -> Launch:
+    """The launch when it is ready or has ended."""
+    with output.progress(launch) as tell:
+        async with aclosing(client.events(launch.id)) as events:
+            async for event in events:
+                tell(event)
+                if event.name == "ready" or event.final:
+                    break
+    return await client.get(launch.id)
+
+
+async def list_launches(client: LauncherClient, args: Namespace, output: Output) -> int:
+    """List launches."""
+    state = args.state or (None if args.all else ACTIVE)
+    filters = {"username": args.user, "group": args.group, "template": args.template, "batch": args.batch}
+    async with aclosing(client.list(most=args.limit, state=state, **filters)) as found:
+        output.launches([each async for each in found], quiet=args.quiet)
+    return DONE
+
+
+async def show(client: LauncherClient, args: Namespace, output: Output) -> int:
+    """Show a launch."""
+    output.launch(await client.get(args.launch))
+    return DONE
+
+
+async def events(client: LauncherClient, args: Namespace, output: Output) -> int:
+    """Follow a launch."""
+    if not args.wait:
+        for event in await client.past_events(args.launch):
+            output.event(event)
+        return DONE
+    async with aclosing(client.events(args.launch)) as following:
+        async for event in following:
+            output.event(event)
+    return DONE
+
+
+async def stop(client: LauncherClient, args: Namespace, output: Output) -> int:
+    """Stop servers, all at the same time; the status is the first one's that could not be."""
+    wait = _STOPPING if args.wait else 0
+    answers = await asyncio.gather(
+        *(client.stop(launch, wait=wait) for launch in args.launches), return_exceptions=True
+    )
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, LauncherError):
+            raise answer
+    refused = [answer for answer in answers if isinstance(answer, LauncherError)]
+    ending = [answer for answer in answers if isinstance(answer, Launch)]
+    output.ends([launch for launch, answer in zip(args.launches, answers, strict=True) if answer is None], ending)
+    for error in refused:
+        output.error(error)
+    if refused:
+        return _status(refused[0])
+    return UNAVAILABLE if args.wait and ending else DONE
+
+
+async def logs(client: LauncherClient, args: Namespace, output: Output) -> int:
+    """Print the log of a failed launch."""
+    found = await client.get(args.launch)
+    if found.error is None:
+        raise NothingToShow(f"The launch {args.launch} is {found.state}; only one that failed has kept its log.")
+    lines = list(log_of(found.error["details"]))
+    if args.json:
+        output.json(lines)
+    else:
+        for line in lines:
+            output.line(line)
+        output.error(LauncherError(found.error["error"], reason=found.error["reason"]))
+    return DONE
+
+
+async def options(client: LauncherClient, args: Namespace, output: Output) -> int:
+    """Show what may be launched."""
+    output.options(await client.options(args.user, args.server_name))
+    return DONE
+
+
+_COMMANDS: dict[str, Command] = {
+    "launch": launch,
+    "list": list_launches,
+    "show": show,
+    "events": events,
+    "stop": stop,
+    "logs": logs,
+    "options": options,
+}

@@ -1,0 +1,262 @@
+"""What is printed: for people with colours and bars where there is a terminal, for programs as JSON.
+
+Results go to standard output, progress and errors to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..client import Event, Launch, LauncherError
+from ..models import format_bytes
+
+_COLOURS = {"ready": "green", "failed": "red", "starting": "cyan", "queued": "yellow", "expired": "yellow"}
+
+
+def plain(text: object) -> str:
+    """Text without what a terminal would obey: it may come from a program in somebody's container."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in str(text))
+
+
+def ago(time: datetime | None) -> str:
+    """How long since, or until, a time: ``5 min``."""
+    if time is None:
+        return ""
+    seconds = abs((datetime.now(UTC) - time).total_seconds())
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def server(launch: Launch) -> str:
+    """``ada`` for the default server, ``ada/analysis`` for a named one."""
+    return f"{launch.username}/{launch.server_name}" if launch.server_name else launch.username
+
+
+class Follower(Protocol):
+    """Is told what happens to a launch that is waited for."""
+
+    def __call__(self, event: Event) -> None:
+        """An event."""
+
+
+class Output:
+    """Where results go.
+
+    Args:
+        as_json: print JSON.
+        show_token: print tokens, too.
+
+    """
+
+    def __init__(self, *, as_json: bool = False, show_token: bool = False) -> None:
+        self._json = as_json
+        self._show_token = show_token
+        self._out = _console()
+        self._err = _console(stderr=True)
+
+    # -- results
+
+    def json(self, value: Any) -> None:
+        """A line of JSON."""
+        self._out.out(json.dumps(value), highlight=False)
+
+    def line(self, text: object) -> None:
+        """A line of text that is a result."""
+        self._out.out(plain(text), highlight=False)
+
+    def launch(self, launch: Launch) -> None:
+        """All there is to say of a launch."""
+        if self._json:
+            return self.json(self._fields(launch))
+        table = Table.grid(padding=(0, 2))
+        for name, value in self._fields(launch).items():
+            if value not in (None, "", [], {}) and name not in ("links", "error"):
+                table.add_row(f"[dim]{name}[/]", self._shown(name, value))
+        self._out.print(table)
+        if launch.error:
+            self._failure(launch.error)
+        return None
+
+    def ready(self, launch: Launch) -> None:
+        """What opens a server, for a person to click and a script to read."""
+        if self._json:
+            return self.json(self._fields(launch))
+        self.line(launch.url)
+        if self._show_token:
+            self.line(launch.token)
+        return None
+
+    def accepted(self, launch: Launch) -> None:
+        """A launch that is not waited for."""
+        if self._json:
+            self.json(self._fields(launch))
+        else:
+            self.line(launch.id)
+
+    def launches(self, launches: list[Launch], *, quiet: bool = False) -> None:
+        """A table of launches."""
+        if quiet:
+            for launch in launches:
+                self.line(launch.id)
+            return None
+        if self._json:
+            return self.json([self._fields(launch) for launch in launches])
+        if not launches:
+            return self.note("There are none.")
+        table = _table("ID", "SERVER", "WHAT", "STATE", "ASKED", "ENDS IN")
+        for launch in launches:
+            state = f"[{_COLOURS.get(launch.state, 'default')}]{launch.state}[/]"
+            what = launch.template or launch.image
+            row = (launch.id, server(launch), what, None, f"{ago(launch.created)} ago", ago(launch.expires))
+            table.add_row(*(state if cell is None else escape(plain(cell)) for cell in row))
+        self._out.print(table)
+        return None
+
+    def event(self, event: Event) -> None:
+        """An event, a line."""
+        if self._json:
+            data = dict(event.data)
+            if isinstance(data.get("launch"), dict):
+                data["launch"] = self._fields(Launch(**data["launch"]))
+            return self.json({"id": event.id or None, "event": event.name, "data": data})
+        time = datetime.fromisoformat(event.data["time"]).astimezone().strftime("%H:%M:%S")
+        colour = _COLOURS.get(event.name, "default")
+        per_cent = f"{event.progress:3}%" if event.progress is not None else "    "
+        self._out.print(f"[dim]{time}[/] {per_cent} [{colour}]{event.name:9}[/] {escape(plain(event.message))}")
+        return None
+
+    def ends(self, ended: list[str], ending: list[Launch]) -> None:
+        """Which launches have ended, and which are going to."""
+        if self._json:
+            states = dict.fromkeys(ended, True) | {launch.id: False for launch in ending}
+            return self.json([{"id": launch, "ended": whether} for launch, whether in states.items()])
+        for launch in ended:
+            self.line(f"{launch} has ended")
+        for ending_one in ending:
+            self.line(f"{ending_one.id} is being ended")
+        return None
+
+    def options(self, options: dict[str, Any]) -> None:
+        """What may be launched."""
+        if self._json:
+            return self.json(options)
+        properties = options["request"]["properties"]
+        self._out.print(f"For [bold]{escape(plain(options['username']))}[/], by the rule {escape(options['rule'])}")
+        table = _table("TEMPLATE", "IMAGE", "")
+        for name, template in options["templates"].items():
+            table.add_row(*(escape(plain(cell or "")) for cell in (name, template["image"], template["description"])))
+        if options["templates"]:
+            self._out.print(table)
+        images = properties["image"]
+        allowed = images.get("enum") or images.get("examples") or []
+        self.line(f"images: {', '.join(allowed) or 'none'}")
+        for name in ("cpu", "memory", "gpu"):
+            most = properties[name].get("x-maximum")
+            self.line(f"{name}: {'no limit' if most is None else _amount(name, most)}")
+        for limit in options["limits"]:
+            used, most = (_amount(limit["resource"], limit[which]) for which in ("used", "most"))
+            self.line(f"{limit['key']}: {used} of {most} {limit['resource']} in use")
+        return None
+
+    def plan(self, plan: dict[str, Any]) -> None:
+        """What would become of a launch."""
+        if self._json:
+            return self.json(plan)
+        if plan["error"]:
+            self.line(f"It would be refused: {plan['error']['error']} ({plan['error']['reason']})")
+        elif plan["decision"] == "queue":
+            self.line(f"It would wait at position {plan['position']}.")
+        else:
+            self.line("It would start at once.")
+        return None
+
+    # -- what is no result
+
+    def note(self, text: str) -> None:
+        """Something to know, for a person."""
+        if not self._json:
+            self._err.print(f"[dim]{escape(plain(text))}[/]")
+
+    def error(self, error: LauncherError | ValueError) -> None:
+        """What went wrong."""
+        body = error.as_dict() if isinstance(error, LauncherError) else {"error": str(error), "reason": "usage"}
+        if self._json:
+            self._err.out(json.dumps(body), highlight=False)
+        else:
+            self._failure(body)
+
+    @contextmanager
+    def progress(self, launch: Launch) -> Iterator[Follower]:
+        """A bar for a launch that is waited for; lines where there is no terminal, nothing for programs."""
+        if not self._err.is_terminal:
+            yield self._tell_in_lines
+            return
+        bar = Progress(
+            TextColumn("{task.fields[server]}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+            TextColumn("{task.description}"), console=self._err, transient=True,
+        )  # fmt: skip
+        with bar:
+            task = bar.add_task("Waiting for its turn", total=None, server=escape(plain(server(launch))))
+
+            def follow(event: Event) -> None:
+                done = {"total": 100, "completed": event.progress} if event.progress is not None else {}
+                bar.update(task, description=escape(plain(event.message)), **done)  # type: ignore[arg-type]
+
+            yield follow
+
+    def _tell_in_lines(self, event: Event) -> None:
+        if not self._json:
+            self._err.out(plain(event.message), highlight=False)
+
+    # -- parts
+
+    def _fields(self, launch: Launch) -> dict[str, Any]:
+        return launch.model_dump(mode="json", exclude=None if self._show_token else {"token"})
+
+    def _shown(self, name: str, value: Any) -> str:
+        text = escape(plain(value))
+        return f"[{_COLOURS.get(value, 'default')}]{text}[/]" if name == "state" else text
+
+    def _failure(self, error: dict[str, Any]) -> None:
+        self._err.print(f"[red]{escape(plain(error['error']))}[/] [dim]({escape(plain(error['reason']))})[/]")
+        details = error.get("details") or {}
+        for problem in details.get("fields", []):
+            self._err.print(f"  {escape(plain(problem['field']))}: {escape(plain(problem['problem']))}")
+        for line in log_of(details):
+            self._err.print(f"  [dim]{escape(plain(line))}[/]")
+
+
+def log_of(details: dict[str, Any]) -> Iterable[str]:
+    """The log lines in an error's details."""
+    log = details.get("log") or []
+    return log.splitlines() if isinstance(log, str) else log
+
+
+def _console(**kwargs: Any) -> Console:
+    console = Console(highlight=False, emoji=False, soft_wrap=True, **kwargs)
+    if not console.is_terminal:
+        console.width = 10_000  # nothing is cut off for who reads it from a pipe
+    return console
+
+
+def _table(first: str, *columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column(first, no_wrap=True, overflow="fold")  # to be copied: never cut off
+    for name in columns:
+        table.add_column(name)
+    return table
+
+
+def _amount(resource: str, amount: float) -> str:
+    return format_bytes(int(amount)) if resource == "memory" else f"{amount:g}"
