@@ -200,7 +200,7 @@ class HubRefused(LauncherError):
 
 
 def restored(body: dict[str, Any]) -> LauncherError:
-    """The error that `LauncherError.as_dict` made this of, of the class with its status and reason, or else its status."""
+    """The error that `LauncherError.as_dict` made this of; its class has the same status and, if it can, reason."""
     tree = [LauncherError]
     for kind in tree:
         tree += kind.__subclasses__()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 from traitlets.utils.importstring import import_item
 
 import jhlauncher
@@ -44,7 +48,8 @@ def test_every_argument_of_install_launcher_is_documented():
 
 def test_links_lead_somewhere():
     for path in (*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")):
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", path.read_text()):
+        text = re.sub(r"<!--.*?-->", "", path.read_text(), flags=re.DOTALL)
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", text):
             assert (path.parent / link).exists(), f"{path.name}: {link}"
 
 
@@ -54,16 +59,19 @@ def test_commands_of_the_readme_exist():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_settings_named_in_the_docs_exist():
+def configurables() -> list[Any]:
+    """Every class that people configure."""
     from jhlauncher.app import LauncherApp
     from jhlauncher.engines import ENGINES
     from jhlauncher.manager.app import ManagerApp
     from jhlauncher.spawner import LauncherSpawnerMixin
 
     spawners = [import_item(path) for path in ENGINES.values()]
-    apps = (LauncherApp, ManagerApp)
-    known = (*LauncherApp.classes, *ManagerApp.classes, *apps, *spawners, LauncherSpawnerMixin)
-    classes = {cls.__name__: cls for cls in known}
+    return [LauncherApp, *LauncherApp.classes, ManagerApp, *ManagerApp.classes, LauncherSpawnerMixin, *spawners]
+
+
+def test_settings_named_in_the_docs_exist():
+    classes = {cls.__name__: cls for cls in configurables()}
     for name, trait in re.findall(rf"\b(?:c\.)?({'|'.join(classes)})\.(\w+)", "".join(DOCS.values())):
         assert trait in classes[name].class_trait_names(), f"{name}.{trait}"
 
@@ -77,3 +85,48 @@ def test_every_key_of_config_json_is_documented():
             key = trait.metadata.get("key", "")
             section, _, last = key.rpartition(".")
             assert not key or re.search(rf"`({re.escape(section)})?\.?{last}`", table), key
+
+
+def test_every_fence_names_its_language():
+    for name, text in DOCS.items():
+        fences = re.findall(r"^ *```(.*)$", text, re.MULTILINE)
+        assert all(fences[::2]), name
+        assert not any(fences[1::2]), name
+
+
+def test_the_local_recipe_is_the_configuration_in_etc():
+    example = (REPOSITORY / "etc/jupyterhub/jupyterhub_config.py").read_text()
+    code = re.sub(r"  # noqa: \w+$", "", example.split('"""')[2].strip(), flags=re.MULTILINE)
+    assert f"```python\n{code}\n```" in DOCS["howto-local.md"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages, built with warnings as errors."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", str(folder / "doctrees")]
+    built = subprocess.run([*command, "docs", str(folder)], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def test_every_setting_is_in_the_reference(site: Path):
+    from jhlauncher.spawner import LauncherSpawnerMixin
+
+    page = (site / "configuration.html").read_text()
+    for cls in configurables():
+        for name, trait in cls.class_traits(config=True).items():
+            ours = trait.this_class.__module__.startswith("jhlauncher.")
+            everywhere = trait.this_class is LauncherSpawnerMixin  # stands once, at the mixin
+            documented = f'id="{cls.__module__}.{cls.__name__}.{name}"' in page
+            assert documented == (ours and (cls is LauncherSpawnerMixin or not everywhere)), f"{cls.__name__}.{name}"
+
+
+def test_every_operation_is_in_the_reference(site: Path):
+    from jhlauncher.handlers.openapi import document
+
+    page = (site / "http-api.html").read_text()
+    for path, operations in document("/").get("paths").items():
+        for method in operations:
+            title = f"{method.upper()} {path.removeprefix('/').replace('{id}', 'ID')}"
+            assert f"<h2>{title}<a" in page, title

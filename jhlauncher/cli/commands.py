@@ -67,7 +67,7 @@ def _status(error: LauncherError | ValueError) -> int:
 async def _connected(args: Namespace, output: Output) -> int:
     token = _token_from(args.token_file) if args.token_file else args.token
     try:
-        async with LauncherClient(args.url, token, config_file=args.config) as client:
+        async with LauncherClient(args.url, token, config_file=args.config, patience=args.patience) as client:
             return await _COMMANDS[args.command](client, args, output)
     except asyncio.CancelledError:
         return INTERRUPTED

@@ -243,8 +243,14 @@ def log_of(details: dict[str, Any]) -> Iterable[str]:
     return log.splitlines() if isinstance(log, str) else log
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command, whose exit status is not rich's."""
+        raise BrokenPipeError
+
+
 def _console(**kwargs: Any) -> Console:
-    console = Console(highlight=False, emoji=False, soft_wrap=True, **kwargs)
+    console = _Console(highlight=False, emoji=False, soft_wrap=True, **kwargs)
     if not console.is_terminal:
         console.width = 10_000  # nothing is cut off for who reads it from a pipe
     return console

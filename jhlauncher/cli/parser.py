@@ -85,7 +85,7 @@ def build() -> argparse.ArgumentParser:
         add[name].add_argument("--show-token", action="store_true", help="print the token that opens the server, too")
     add["options"].add_argument("--user", "-u", metavar="NAME", help="whose server it would be; default: yours")
     add["options"].add_argument("--server-name", "-s", metavar="NAME", default="", help="default: the default server")
-    add["completion"].add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="for which shell")
+    add["completion"].add_argument("shell", choices=("bash", "zsh"), help="for which shell")
     return parser
 
 
@@ -108,6 +108,13 @@ def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
     token_file = tokens.add_argument("--token-file", metavar="FILE", help="a file with the token; - is standard input")
     config = where.add_argument(
         "--config", metavar="FILE", help="with url and token; default: ~/.config/jhlauncher/client.toml"
+    )
+    where.add_argument(
+        "--patience",
+        metavar="TIME",
+        type=duration,
+        default=60,
+        help="ask again for so long while it does not answer; default: 1m",
     )
     token_file.complete = config.complete = shtab.FILE  # type: ignore[attr-defined]
     return parser

@@ -100,11 +100,15 @@ async def test_a_launch_that_fails_is_an_error_with_its_reason(client: LauncherC
 
 async def test_a_launch_that_is_cancelled_is_an_error(client: LauncherClient, hub: FakeHub):
     hub.auto_finish = False
-    with pytest.raises(LaunchFailed) as caught:
+
+    async def cancelled_in_the_middle() -> None:
         async for event in client.launch(username="ada", image="image:1"):
             if event.name == "starting":
                 [launch] = [launch async for launch in client.list(username="ada")]
                 await client.stop(launch.id)
+
+    with pytest.raises(LaunchFailed) as caught:
+        await cancelled_in_the_middle()
     assert caught.value.reason == "cancelled"
 
 

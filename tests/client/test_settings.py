@@ -33,7 +33,7 @@ def test_from_arguments_then_environment_then_file(file: Path, monkeypatch: pyte
 
 def test_a_file_s_token_goes_to_the_file_s_address_only(file: Path):
     assert settings(URL.rstrip("/")).token == "of-the-file"
-    with pytest.raises(SettingsMissing, match="no token for https://evil.example"):
+    with pytest.raises(SettingsMissing, match=r"no token for https://evil\.example"):
         settings("https://evil.example/services/launcher/")
 
 
