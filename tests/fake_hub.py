@@ -107,6 +107,8 @@ class FakeHub:
         self.misbehaviours: set[Misbehaviour] = set()
         self.throttle: list[float | None] = []
         """Retry-After of the 429s that the next starts get; None: without the header."""
+        self.codes: dict[str, str] = {}
+        """Of people who have logged in, with the token that each is good for, once."""
         self.requests: list[str] = []
         self.too_early = 0
         """Streams that were asked for before the start had arrived."""
@@ -147,6 +149,7 @@ class FakeHub:
         routes = [
             (r"/hub/api/?", _Version),
             (r"/hub/api/user", _Self),
+            (r"/hub/api/oauth2/token", _Codes),
             (r"/hub/api/users", _Users),
             (r"/hub/api/users/([^/]+)", _User),
             (r"/hub/api/users/([^/]+)/tokens", _Tokens),
@@ -214,6 +217,14 @@ class _Version(_Handler):
 class _Self(_Handler):
     def get(self) -> None:
         self.reply(200, self.hub.identities[self.token])
+
+
+class _Codes(_Handler):
+    def post(self) -> None:
+        token = self.hub.codes.pop(self.get_body_argument("code"), None)
+        if token is None or self.get_body_argument("client_secret") != SERVICE_TOKEN:
+            return self.reply(400, {"error": "invalid_grant"})
+        return self.reply(200, {"access_token": token, "token_type": "Bearer"})
 
 
 class _Users(_Handler):
