@@ -127,7 +127,7 @@ class News(LoggingConfigurable):
                     complete = behind <= len(self._recent)
                     news = list(self._recent)[-behind:] if complete else []
                     position = self._told
-                    yield Chapter(past.seq, news, complete)
+                    yield Chapter(self._past.seq if self._past else past.seq, news, complete)
                 else:
                     await rung.wait()
         finally:
@@ -177,11 +177,15 @@ class News(LoggingConfigurable):
                 continue
             try:
                 found = await self._store.events_since(past.seq, besides=list(past.holes))
+                latest = await self._store.latest_events(1) if not found else [past.seq]
             except StoreUnavailable:
                 self._changed.set()
                 continue
             except Exception:
                 self.log.exception("Could not read what has happened")
+                continue
+            if latest and latest[0] < past.seq:
+                self._begin_anew(latest[0])
                 continue
             past.read([seq for seq, _, _ in found])
             self._tell([Happening(record, event) for _, record, event in found])
@@ -191,6 +195,13 @@ class News(LoggingConfigurable):
             self._recent.extend(happenings)
             self._told += len(happenings)
             self._bell.ring()
+
+    def _begin_anew(self, seq: int) -> None:
+        """All listeners must look anew: SQLite counts from 1 again when all events have been forgotten."""
+        self._past = _Past(seq)
+        self._recent.clear()
+        self._told += 1
+        self._bell.ring()
 
     async def _tell_line(self, order: list[str], hindrance: str) -> None:
         """The positions of those that wait, where they have changed by much."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -215,6 +217,25 @@ async def test_nobody_listens_nothing_is_read(service: Service):
     await until(lambda: news._listeners == 0)
     assert news._past is None
     assert not service.app.parts.feed.line_observers
+
+
+@pytest.mark.asyncio
+async def test_numbers_that_begin_anew(hub: FakeHub, tmp_path: Path):
+    """SQLite gives numbers out again when the table was empty meanwhile."""
+    database = tmp_path / "launches.sqlite"
+    async with running_service(hub, Database={"url": f"sqlite:///{database}"}, **SETTINGS, **NEWS) as service:
+        for user in ("ada", "bob"):
+            await settled(service, await accepted(service, user))
+        async with listening(service) as listener:
+            assert await listener.next() == ("reset", {})
+            with closing(sqlite3.connect(database)) as connection, connection:
+                connection.execute("DELETE FROM launch_events")
+                connection.execute("DELETE FROM launches")
+            await accepted(service, "carl")
+            while (await listener.next())[0] != "reset":
+                pass
+            await settled(service, await accepted(service, "dora"))
+            await listener.until("ready", "dora")
 
 
 def test_numbers_that_come_late_are_waited_for():
