@@ -7,6 +7,7 @@ import { duration, many, size } from "./format.js";
 
 const DELAY = 350; // milliseconds without a change before the launcher is asked
 const OWN_IMAGE = "";
+const THERE = ["server_running", "server_starting"]; // reasons: nothing is wrong but that it has been started already
 const LIFETIME_UNITS = { minutes: 60, hours: 3600, days: 86400 };
 
 /** A labelled control, with room for what is wrong with it. */
@@ -351,7 +352,9 @@ export class LaunchForm {
     try {
       const plan = await this.preview(username, this.checking.signal);
       this.showLimits(plan.limits);
-      if (plan.decision === "refuse") this.refuse({ message: plan.error.error, reason: plan.error.reason, details: plan.error.details });
+      const { error } = plan;
+      if (this.forClass && THERE.includes(error?.reason)) this.ready(`${error.error} The others can be started.`, true);
+      else if (error) this.refuse({ message: error.error, reason: error.reason, details: error.details });
       else this.ready(this.outlook(plan), true);
     } catch (error) {
       if (error.name === "AbortError") return;
@@ -385,7 +388,7 @@ export class LaunchForm {
 
   /** Say why it is, or would be, refused. */
   refuse(error) {
-    const there = ["server_running", "server_starting"].includes(error.reason);
+    const there = THERE.includes(error.reason);
     const launch = error.reason === "server_running" && error.details.launch;
     this.button.disabled = true;
     this.mark(error.details?.fields || []);
@@ -396,7 +399,7 @@ export class LaunchForm {
         h("p", {}, error.message),
         error.loggedOut && [" ", login()],
         launch && h("a", { class: "btn btn-sm btn-primary", href: "#", onclick: (event) => this.goTo(event, launch) }, "Open it"),
-        there && h("p", { class: "mb-0" }, "Or give this one a name of its own, under “More”."),
+        there && h("p", { class: "mt-2 mb-0" }, "Or give this one a name of its own, under “More”."),
       ),
     );
   }

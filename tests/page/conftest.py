@@ -62,12 +62,15 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealHub]:
         yield hub
 
 
+def browser_arguments() -> list[str]:
+    """Root, as whom containers often run tests, has no sandbox."""
+    return ["--no-sandbox"] if os.geteuid() == 0 else []
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser(hub: RealHub) -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
-        # root, as whom containers often run tests, has no sandbox
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=browser_arguments())
         yield browser
         await browser.close()
 

@@ -85,6 +85,15 @@ async def test_a_form_for_somebody_else(visit: Visit):
     pupil = await visit(PUPILS[1])
     await in_state(pupil, "ready")
     await expect(page.get_by_role("heading", name=PUPILS[1])).to_be_visible()
+    # a class in which one has a server already: the others get theirs
+    await page.get_by_label("For a class").check()
+    await page.get_by_label("For these people").fill(f"{PUPILS[1]}\n{PUPILS[2]}")
+    await page.get_by_label("For these people").blur()
+    await page.get_by_text(
+        "is running already. Use it as it is, or stop it first. The others can be started."
+    ).wait_for()
+    await page.get_by_role("button", name="Start 2 servers").click()
+    await expect(page.locator(".batch").get_by_role("status")).to_have_text("1 ready, 1 not accepted", timeout=30_000)
     await pupil.get_by_role("button", name="Stop").click()
     await pupil.get_by_role("button", name="Stop it").click()
     await in_state(page, "stopped")
