@@ -6,7 +6,7 @@ BIN = $(CURDIR)/$(VENV)/bin
 # a module's Hub is started once, and modules run side by side
 PYTEST_ARGS ?= -n auto --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test test-oldest lint format bench lock clean
+.PHONY: demo test test-oldest lint format docs pictures bench lock clean
 
 demo: $(VENV)/.ready
 	@PATH="$(BIN):$$PATH" $(BIN)/jhlauncher demo $(DEMO_ARGS)
@@ -27,6 +27,14 @@ format: $(VENV)/.ready
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+# the site, below docs/_build/html; whatever is not in order is an error
+docs: $(VENV)/.ready
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+# the site's pictures, from the running page in Chromium
+pictures: $(VENV)/.ready
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m tests.page.pictures
+
 bench: $(VENV)/.ready
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m bench.compare
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m bench.pending
@@ -46,4 +54,4 @@ lock:
 	cd requirements && npm install --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
 
 clean:
-	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache build docs/_build *.egg-info

@@ -118,7 +118,7 @@ class LauncherSpawnerMixin(Configurable):
     launcher_url = Unicode(
         help="""Where the launcher service listens, http://HOST:PORT; it is told when a server has ended.
 
-        install_launcher sets it. With none, the launcher finds out by itself, within Worker.reconcile_interval.
+        install_launcher sets it. With none, the launcher finds out by itself, within Reconciler.reconcile_interval.
         """
     ).tag(config=True)
     launcher_path = Unicode(

@@ -100,7 +100,7 @@ class RealHub:
         self.folder = folder
         self.environment: dict[str, str] = {}
         self.admin_token, self.platform_token, self.second_token = (secrets.token_hex(16) for _ in range(3))
-        port, self.hub_port = free_port(SERVICES), free_port(SERVICES)
+        port, self.hub_port, self.proxy_port = (free_port(SERVICES) for _ in range(3))
         self.origin = f"http://127.0.0.1:{port}"
         self.url = f"{self.origin}{base_url}"
         self.api_url = f"http://127.0.0.1:{self.hub_port}{base_url}hub/api"
@@ -114,7 +114,7 @@ class RealHub:
                 port=port,
                 base_url=base_url,
                 hub_port=self.hub_port,
-                proxy_port=free_port(SERVICES),
+                proxy_port=self.proxy_port,
                 admin_token=self.admin_token,
                 platform_token=self.platform_token,
                 second_token=self.second_token,

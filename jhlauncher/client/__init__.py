@@ -33,6 +33,7 @@ from ..errors import (
 )
 from .blocking import BlockingClient
 from .client import LauncherClient
+from .settings import SettingsMissing
 from .views import Event, Launch, Unreachable
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "NotFound",
     "PolicyDenied",
     "ServerConflict",
+    "SettingsMissing",
     "Temporary",
     "Unauthenticated",
     "Unreachable",

@@ -7,7 +7,7 @@ from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from ..errors import Forbidden, InvalidRequest, ShuttingDown, Unauthenticated
 from ..models import LaunchRequest, Model, ServerName, TemplateName, UserName
@@ -51,8 +51,10 @@ def _boolean(value: str) -> bool:
 
 GroupName = Annotated[str, Field(min_length=1, max_length=255)]
 """Of a group at the Hub."""
-Wait = Annotated[float, BeforeValidator(_number), Field(ge=0, le=300, allow_inf_nan=False)]
+Wait = Annotated[float, Field(ge=0, le=300, allow_inf_nan=False), BeforeValidator(_number)]
 """Seconds to wait until it is ready, or has ended."""
+Time = Annotated[float, BeforeValidator(_time), WithJsonSchema({"type": "string", "format": "date-time"})]
+"""ISO 8601; UTC unless it says otherwise."""
 
 
 class WaitQuery(Model):
@@ -94,11 +96,11 @@ class ListQuery(Model):
     """One, or several with commas between."""
     template: TemplateName | None = None
     batch: Annotated[str, Field(pattern="^[0-9a-f]{16}$")] | None = None
-    since: Annotated[float, BeforeValidator(_time)] | None = None
+    since: Time | None = None
     """Asked for at this time or later (ISO 8601)."""
-    until: Annotated[float, BeforeValidator(_time)] | None = None
+    until: Time | None = None
     """Asked for before this time."""
-    limit: Annotated[int, BeforeValidator(_integer), Field(ge=1, le=500)] = 50
+    limit: Annotated[int, Field(ge=1, le=500), BeforeValidator(_integer)] = 50
     """How many at most."""
     cursor: Annotated[int, BeforeValidator(_integer)] | None = None
     """``next`` of the page before."""
