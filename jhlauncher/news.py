@@ -30,6 +30,7 @@ _CATCH_UP = 1000
 _LOOK_BACK = 100
 """Events among which a number may be missing when the first listener comes."""
 _HOLES = 500
+"""Numbers below the newest that may be missing."""
 _HOLE_SECONDS = 60
 """For which a number that is missing is waited for: transactions are not committed in the order of their events."""
 
@@ -60,6 +61,11 @@ class _Past:
     seq: int
     holes: dict[int, float] = field(default_factory=dict)
     """Numbers below it that were not there yet, and until when they are waited for."""
+
+    @property
+    def whole(self) -> int:
+        """Up to where nothing is missing: who goes on from there may be told something twice, but misses nothing."""
+        return min(self.holes, default=self.seq + 1) - 1
 
     def read(self, found: list[int]) -> None:
         """These were there now."""
@@ -117,9 +123,8 @@ class News(LoggingConfigurable):
         past = await self._begin()
         try:
             position = self._told
-            seq = past.seq
-            caught_up = await self._since(after, seq) if after is not None else None
-            yield Chapter(seq, caught_up or [], complete=caught_up is not None)
+            caught_up = await self._since(after, past.seq) if after is not None else None
+            yield Chapter(past.whole, caught_up or [], complete=caught_up is not None)
             while True:
                 rung = self._bell.listen()
                 behind = self._told - position
@@ -127,7 +132,7 @@ class News(LoggingConfigurable):
                     complete = behind <= len(self._recent)
                     news = list(self._recent)[-behind:] if complete else []
                     position = self._told
-                    yield Chapter(self._past.seq if self._past else past.seq, news, complete)
+                    yield Chapter((self._past or past).whole, news, complete)
                 else:
                     await rung.wait()
         finally:

@@ -45,7 +45,8 @@ def run(arguments: list[str]) -> int:
         return DONE
     output = Output(as_json=args.json, show_token=getattr(args, "show_token", False))
     try:
-        return asyncio.run(_connected(args, output))
+        token = _token_from(args.token_file) if args.token_file else args.token
+        return asyncio.run(_connected(args, token, output))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -64,13 +65,9 @@ def _status(error: LauncherError | ValueError) -> int:
     return REFUSED if isinstance(error, CallerError) else UNAVAILABLE
 
 
-async def _connected(args: Namespace, output: Output) -> int:
-    token = _token_from(args.token_file) if args.token_file else args.token
-    try:
-        async with LauncherClient(args.url, token, config_file=args.config, patience=args.patience) as client:
-            return await _COMMANDS[args.command](client, args, output)
-    except asyncio.CancelledError:
-        return INTERRUPTED
+async def _connected(args: Namespace, token: str | None, output: Output) -> int:
+    async with LauncherClient(args.url, token, config_file=args.config, patience=args.patience) as client:
+        return await _COMMANDS[args.command](client, args, output)
 
 
 def _token_from(file: str) -> str:

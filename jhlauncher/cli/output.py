@@ -6,10 +6,10 @@ Results go to standard output, progress and errors to standard error.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -41,13 +41,6 @@ def ago(time: datetime | None) -> str:
 def server(launch: Launch) -> str:
     """``ada`` for the default server, ``ada/analysis`` for a named one."""
     return f"{launch.username}/{launch.server_name}" if launch.server_name else launch.username
-
-
-class Follower(Protocol):
-    """Is told what happens to a launch that is waited for."""
-
-    def __call__(self, event: Event) -> None:
-        """An event."""
 
 
 class Output:
@@ -113,7 +106,7 @@ class Output:
         if self._json:
             return self.json([self._fields(launch) for launch in launches])
         if not launches:
-            return self.note("There are none.")
+            return self.note("No launches.")
         table = _table("ID", "SERVER", "WHAT", "STATE", "ASKED", "ENDS IN")
         for launch in launches:
             state = f"[{_COLOURS.get(launch.state, 'default')}]{launch.state}[/]"
@@ -144,7 +137,7 @@ class Output:
         for launch in ended:
             self.line(f"{launch} has ended")
         for ending_one in ending:
-            self.line(f"{ending_one.id} is being ended")
+            self.line(f"{ending_one.id} is stopping")
         return None
 
     def options(self, options: dict[str, Any]) -> None:
@@ -197,7 +190,7 @@ class Output:
             self._failure(body)
 
     @contextmanager
-    def progress(self, launch: Launch) -> Iterator[Follower]:
+    def progress(self, launch: Launch) -> Iterator[Callable[[Event], None]]:
         """A bar for a launch that is waited for; lines where there is no terminal, nothing for programs."""
         if not self._err.is_terminal:
             yield self._tell_in_lines

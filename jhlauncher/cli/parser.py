@@ -17,10 +17,11 @@ EXIT_CODES = """\
 exit status:
   0    done
   1    the launch failed, or was ended before it was ready
-  2    the command line or the settings are wrong
+  2    the command line or the settings are wrong, or there is nothing to print
   3    the launcher refuses it
   4    the launcher does not answer, or could not do it
   130  interrupted; a launch that was accepted goes on
+  141  who read the output has closed it
 """
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -9,9 +9,9 @@ In a program::
 
 In a notebook, where nothing is awaited, `BlockingClient` has the same methods::
 
-    client = BlockingClient()
-    for event in client.launch(username="ada", image="quay.io/jupyter/base-notebook"):
-        print(event.progress, event.message)
+    with BlockingClient() as client:
+        for event in client.launch(username="ada", image="quay.io/jupyter/base-notebook"):
+            print(event.progress, event.message)
 
 What the service refuses, and a launch that fails, is raised as the service's own error (`jhlauncher.errors`).
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
 from types import TracebackType
@@ -28,14 +29,17 @@ class BlockingClient:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._client = LauncherClient(*args, **kwargs)
         self._loop = asyncio.new_event_loop()
+        self._endings: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="jhlauncher client", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # while the thread still runs, so that what is left open can be closed
         self._wait(self._client.__aenter__())
 
     def close(self) -> None:
         """Close all connections."""
         if self._loop.is_closed():
             return
+        atexit.unregister(self.close)
         self._wait(self._client.__aexit__(None, None, None))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -105,6 +109,9 @@ class BlockingClient:
     # -- from this thread to the loop's
 
     def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
+        if self._loop.is_closed():
+            work.close()
+            raise RuntimeError("the client is closed")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -122,5 +129,14 @@ class BlockingClient:
             while found := self._wait(following()):
                 yield found[0]
         finally:
-            if not self._loop.is_closed():
-                self._wait(items.aclose())
+            self._end(items)
+
+    def _end(self, items: AsyncGenerator[Any, None]) -> None:
+        """Close what was followed, wherever this is asked: garbage may be collected in the loop's own thread."""
+        if self._loop.is_closed():
+            return
+        if threading.current_thread() is self._thread:
+            self._endings.add(ending := self._loop.create_task(items.aclose()))
+            ending.add_done_callback(self._endings.discard)
+        else:
+            self._wait(items.aclose())

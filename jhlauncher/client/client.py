@@ -15,6 +15,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import aiohttp
+from pydantic import ValidationError
 
 from .. import errors, sse
 from ..errors import LauncherError, LaunchFailed, Temporary
@@ -115,7 +116,7 @@ class LauncherClient:
 
         """
         headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
-        return Launch(**await self._ask("POST", "launches", json=request, headers=headers))
+        return _launch(await self._ask("POST", "launches", json=request, headers=headers))
 
     async def plan(self, **request: Any) -> dict[str, Any]:
         """What would become of a request (``dry_run``): start, queue or refuse, by which rule, with what."""
@@ -125,7 +126,7 @@ class LauncherClient:
     async def get(self, launch: str, *, wait: float = 0) -> Launch:
         """A launch, as it is after ``wait`` seconds, or as soon as it is ready or has ended."""
         query = {"wait": wait} if wait else {}
-        return Launch(**await self._ask("GET", _path(launch), params=query, longer=wait))
+        return _launch(await self._ask("GET", _path(launch), params=query, longer=wait))
 
     async def list(self, *, most: int | None = None, **filters: Any) -> AsyncGenerator[Launch, None]:
         """The launches that the token may see, the newest first.
@@ -142,7 +143,7 @@ class LauncherClient:
             query["limit"] = str(min(left, 200) if left is not None else 200)
             page = await self._ask("GET", "launches", params=query)
             for item in page["items"]:
-                yield Launch(**item)
+                yield _launch(item)
             if page["next"] is None:
                 return
             query["cursor"] = page["next"]
@@ -151,11 +152,11 @@ class LauncherClient:
     async def stop(self, launch: str, *, wait: float = 0) -> Launch | None:
         """Cancel a launch, or stop its server; None when it has ended, else the launch as it is."""
         answer = await self._ask("DELETE", _path(launch), params={"wait": wait} if wait else {}, longer=wait)
-        return Launch(**answer) if answer else None
+        return _launch(answer) if answer else None
 
     async def options(self, username: str | None = None, server_name: str = "") -> dict[str, Any]:
-        """What may be asked, for this user's server; a user's own token needs no name."""
-        query = {"username": username, "server_name": server_name} if username else {}
+        """What may be asked, for this user's server; a user's own token needs no name for the default server."""
+        query = {name: value for name, value in (("username", username), ("server_name", server_name)) if value}
         options: dict[str, Any] = await self._ask("GET", "options", params=query)
         return options
 
@@ -190,26 +191,22 @@ class LauncherClient:
             Unreachable: it broke, and could not be resumed within `patience` seconds.
 
         """
-        delay, deadline = 0.1, time.monotonic() + self._patience
+        patience = _Patience(self._patience)
         while True:
             try:
-                async with aclosing(self._stream(f"{_path(launch)}/events", after)) as events:
+                async with aclosing(self._stream(f"{_path(launch)}/events", after, patience)) as events:
                     async for event in events:
-                        delay, deadline = 0.1, time.monotonic() + self._patience
                         after = event.id or after
                         yield event
                         if event.final:
                             return
                 if (await self.get(launch)).final:  # answered with nothing, or ended in good order: is there more?
                     return
+                await patience.wait()
             except Temporary as error:
-                if time.monotonic() > deadline:
-                    raise
-                delay = max(delay, min(error.retry_after or 0, _LONGEST_DELAY))
-            await asyncio.sleep(delay * random.uniform(0.75, 1.25))  # noqa: S311  (so that not all come at once)
-            delay = min(delay * 2, _LONGEST_DELAY)
+                await patience.wait(error)
 
-    async def _stream(self, path: str, after: int) -> AsyncGenerator[Event, None]:
+    async def _stream(self, path: str, after: int, patience: _Patience) -> AsyncGenerator[Event, None]:
         """One connection's events."""
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": str(after)} if after else {})}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=_SILENCE)
@@ -218,10 +215,12 @@ class LauncherClient:
                 if response.status != 200:
                     await _answer(response)
                     return
+                patience.renew()
                 async with aclosing(sse.decode(response.content.iter_any())) as events:
                     async for event in events:
+                        patience.renew()
                         data = json.loads(event.data)
-                        launch = Launch(**data["launch"]) if isinstance(data.get("launch"), dict) else None
+                        launch = _launch(data["launch"]) if isinstance(data.get("launch"), dict) else None
                         number = 0 if "position" in data else int(event.id or 0)
                         yield Event(event.name, data, number, launch)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
@@ -237,7 +236,7 @@ class LauncherClient:
 
     async def _ask(self, method: str, path: str, *, longer: float = 0, **kwargs: Any) -> Any:
         """The answer to a request, asked again while the service does not answer; doing so does no harm."""
-        deadline, delay = time.monotonic() + self._patience, 0.1
+        patience = _Patience(self._patience)
         timeout = aiohttp.ClientTimeout(total=self._timeout + longer)
         while True:
             try:
@@ -248,11 +247,53 @@ class LauncherClient:
                 problem.__cause__ = error
             except Temporary as error:
                 problem = error
-            delay = max(delay, min(problem.retry_after or 0, _LONGEST_DELAY))
-            if time.monotonic() + delay > deadline:
-                raise problem
-            await asyncio.sleep(delay * random.uniform(0.75, 1.25))  # noqa: S311  (so that not all come at once)
-            delay = min(delay * 2, _LONGEST_DELAY)
+            await patience.wait(problem)
+
+
+class _Patience:
+    """When to ask again: soon, and then more and more rarely, for so long since it began not to answer.
+
+    Args:
+        seconds: for how long.
+
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.renew()
+
+    def renew(self) -> None:
+        """It has answered."""
+        self._delay = 0.1
+        self._deadline: float | None = None
+
+    async def wait(self, problem: Temporary | None = None) -> None:
+        """Wait until it is to be asked again.
+
+        Raises:
+            Temporary: the problem, when there is no more patience.
+
+        """
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self._seconds
+        delay = max(self._delay, min((problem and problem.retry_after) or 0, _LONGEST_DELAY))
+        if problem and time.monotonic() + delay > self._deadline:
+            raise problem
+        await asyncio.sleep(delay * random.uniform(0.75, 1.25))  # noqa: S311  (so that not all come at once)
+        self._delay = min(delay * 2, _LONGEST_DELAY)
+
+
+def _launch(fields: Any) -> Launch:
+    """A launch, as the service tells of it.
+
+    Raises:
+        LauncherError: it is none.
+
+    """
+    try:
+        return Launch(**fields)
+    except (TypeError, ValidationError) as error:
+        raise LauncherError("The launcher's answer is not about a launch.", reason="not_the_launcher") from error
 
 
 def _path(launch: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from ..errors import Temporary
-from ..records import FINAL, State
+from ..records import FINAL
 
 
 class Unreachable(Temporary):
@@ -24,7 +24,8 @@ class Launch(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     id: str
-    state: State
+    state: str
+    """queued, starting, ready, failed, cancelled, stopped or expired; perhaps others, of a newer service."""
     username: str
     server_name: str
     image: str

@@ -291,9 +291,9 @@ class AllEventsHandler(EventsHandler):
                     if not chapter.complete:
                         await stream.send({}, name="reset", id=chapter.seq)
                     wanted = await self._wanted(query, chapter.happenings)
-                    for left, happening in zip(range(len(wanted))[::-1], wanted, strict=True):
+                    for place, happening in enumerate(wanted, start=1):
                         # only a whole chapter has been read: who comes back from its middle is told it again
-                        end = chapter.seq if not left else None
+                        end = chapter.seq if place == len(wanted) else None
                         await stream.send(await self._told(happening), name=happening.event.name, id=end)
 
         return await self.stream(send)

@@ -126,7 +126,6 @@ async def test_only_what_failed_has_a_log(service: Service):
 
 
 async def test_stopping(service: Service, hub: FakeHub):
-    ids = []
     for user in ("ada", "bob"):
         await piped(service, "launch", "-u", user, "-i", "image:1")
     ids = (await piped(service, "list", "-q")).out.split()
@@ -209,7 +208,7 @@ async def test_refusals_have_a_status_of_their_own(service: Service):
     assert (await piped(service, "list", token="no-such-token")).status == 3
 
 
-async def test_a_launcher_that_does_not_answer(service: Service):
+async def test_a_launcher_that_does_not_answer():
     answer = await piped(None, "list", "--url", "http://127.0.0.1:1/", "--token", "x", "--patience", "0.2")
     assert answer.status == 4
     assert "can't be reached at http://127.0.0.1:1/" in answer.err
@@ -220,11 +219,11 @@ async def test_a_launcher_that_does_not_answer(service: Service):
     [
         ["launch", "--memory", "much"], ["launch", "--lifetime", "soon"], ["launch", "--volume", "data"],
         ["launch", "--env", "NOT_SET_HERE"], ["list", "--state", "gone"], ["show"], ["list", "--url", "example.org"],
-        ["list", "--token-file", "/nonexistent"], ["list", "--config", "/nonexistent"], [],
+        ["list", "--token-file", "/nonexistent"], ["list", "--config", "/nonexistent"], ["list"],
     ],
 )  # fmt: skip
-async def test_what_is_wrong_on_the_command_line(service: Service, arguments: list[str]):
-    answer = await piped(None, *arguments) if arguments else await piped(None, "list")
+async def test_what_is_wrong_on_the_command_line(arguments: list[str]):
+    answer = await piped(None, *arguments)
     assert (answer.status, answer.out) == (2, "")
     assert answer.err
     assert "Traceback" not in answer.err

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing
+import inspect
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +237,9 @@ async def test_the_blocking_client_has_the_same_methods(service: Service):
         return {name for name in vars(kind) if not name.startswith("_")}
 
     assert public(LauncherClient) | {"close", "url"} == public(BlockingClient)
+    for name in public(LauncherClient):
+        ours, theirs = (inspect.signature(getattr(kind, name)) for kind in (LauncherClient, BlockingClient))
+        assert ours.parameters == theirs.parameters, name
 
     def notebook() -> None:
         client = BlockingClient(service.url, PLATFORM_TOKEN)
@@ -277,19 +282,9 @@ async def test_a_service_that_is_not_there(hub: FakeHub):
                 pass
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "error", "reason"),
-    [
-        (503, "<html>the proxy's page", Unreachable, "unreachable"),
-        (404, "<html>a page of something else", LauncherError, "not_the_launcher"),
-        (200, "<html>a page of something else", LauncherError, "not_the_launcher"),
-        (400, '{"message": "of something else"}', LauncherError, "not_the_launcher"),
-    ],
-)
-async def test_what_is_not_the_launcher_is_recognised(status: int, body: str, error: type[LauncherError], reason: str):
-    async def answer(request: web.Request) -> web.Response:
-        return web.Response(status=status, text=body)
-
+@asynccontextmanager
+async def answering(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
+    """Something else at a launcher's address, where it is."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app)
@@ -297,12 +292,100 @@ async def test_what_is_not_the_launcher_is_recognised(status: int, body: str, er
     port = free_port(SERVICES)
     await web.TCPSite(runner, "127.0.0.1", port).start()
     try:
-        async with LauncherClient(f"http://127.0.0.1:{port}/", PLATFORM_TOKEN, patience=0.2) as client:
-            with pytest.raises(error) as caught:
-                await client.options()
-            assert caught.value.reason == reason
+        yield f"http://127.0.0.1:{port}/"
     finally:
         await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error", "reason"),
+    [
+        (503, "<html>the proxy's page", Unreachable, "unreachable"),
+        (404, "<html>a page of something else", LauncherError, "not_the_launcher"),
+        (200, "<html>a page of something else", LauncherError, "not_the_launcher"),
+        (200, '{"id": "of something else"}', LauncherError, "not_the_launcher"),
+        (400, '{"message": "of something else"}', LauncherError, "not_the_launcher"),
+    ],
+)
+async def test_what_is_not_the_launcher_is_recognised(status: int, body: str, error: type[LauncherError], reason: str):
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=status, text=body)
+
+    async with answering(answer) as url, LauncherClient(url, PLATFORM_TOKEN, patience=0.2) as client:
+        with pytest.raises(error) as caught:
+            await client.get("0123456789abcdef")
+        assert caught.value.reason == reason
+
+
+async def test_patience_begins_when_it_does_not_answer():
+    """A stream in which nothing happens for long, and which then breaks, is resumed all the same."""
+    requests: list[str] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        requests.append(request.headers.get("Last-Event-ID", ""))
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        if len(requests) == 1:
+            await response.write(b'id: 7\nevent: starting\ndata: {"message": "It is its turn"}\n\n')
+            for _ in range(6):
+                await asyncio.sleep(0.1)  # longer than the patience, in all
+                await response.write(b": alive\n\n")
+            request.transport.abort()  # type: ignore[union-attr]
+        else:
+            await response.write(b'id: 8\nevent: stopped\ndata: {"message": "It has stopped"}\n\n')
+        return response
+
+    async with answering(answer) as url, LauncherClient(url, PLATFORM_TOKEN, patience=0.3) as client:
+        assert [event.name async for event in client.events("0123456789abcdef")] == ["starting", "stopped"]
+    assert requests == ["", "7"]
+
+
+async def test_what_can_not_be_answered_now_is_asked_again_and_done_once():
+    keys: list[str] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        keys.append(request.headers["Idempotency-Key"])
+        if len(keys) == 1:
+            request.transport.close()  # type: ignore[union-attr]  # accepted, and the answer is lost
+            await asyncio.sleep(0)
+        if len(keys) == 2:
+            error = {"error": "The service is stopping.", "reason": "shutting_down", "details": {}, "status": 503}
+            return web.json_response(error, status=503, headers={"Retry-After": "1"})
+        launch = {"id": "1", "state": "new-state", "username": "ada", "server_name": "", "image": "i"}
+        return web.json_response(launch | {"created": "2026-01-01T00:00:00Z", "new_field": 1})
+
+    async with answering(answer) as url, LauncherClient(url, PLATFORM_TOKEN, patience=5) as client:
+        began = asyncio.get_running_loop().time()
+        launch = await client.submit(username="ada", image="i")
+        assert asyncio.get_running_loop().time() - began > 0.7, "as Retry-After says"
+    assert launch.state == "new-state"
+    assert len(keys) == 3
+    assert len(set(keys)) == 1
+
+
+async def test_a_script_that_leaves_everything_open_ends(service: Service):
+    script = f"""
+from jhlauncher.client import BlockingClient
+client = BlockingClient({service.url!r}, {PLATFORM_TOKEN!r})
+launch = client.submit(username="ada", image="image:1")
+events = client.events(launch.id)
+print(next(events).name)
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-W", "error", "-c", script, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 20)
+    assert (process.returncode, out, err) == (0, b"queued\n", b"")
+
+
+async def test_a_closed_client_says_so(service: Service):
+    def notebook() -> None:
+        client = BlockingClient(service.url, PLATFORM_TOKEN)
+        client.close()
+        with pytest.raises(RuntimeError, match="is closed"):
+            client.options()
+
+    await asyncio.to_thread(notebook)
 
 
 async def test_it_must_be_opened(service: Service):

@@ -14,6 +14,8 @@ URL = "https://hub.example.org/services/launcher/"
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    for name in ("JHLAUNCHER_URL", "JHLAUNCHER_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
     path = tmp_path / "jhlauncher/client.toml"
     path.parent.mkdir()
     path.touch(mode=0o600)
@@ -62,7 +64,7 @@ def test_what_is_wrong_with_a_file_is_said(file: Path, content: str, problem: st
     assert "two words" not in str(caught.value)
 
 
-def test_a_file_that_is_named_must_be_there(tmp_path: Path):
+def test_a_file_that_is_named_must_be_there(file: Path, tmp_path: Path):
     with pytest.raises(SettingsMissing, match="There is no file"):
         settings(file=tmp_path / "missing.toml")
 
