@@ -98,7 +98,7 @@ async def test_a_login_that_this_browser_did_not_begin(service: Service, browser
     hub.codes["code"] = hub.identify("token-of-eve", "eve", "user", "access:services")
     browser.client.cookie_jar.clear()
     status, page, _ = await browser.open(f"{service.url}oauth_callback?code=code&state={state}")
-    assert status in (400, 401, 403)
+    assert status == 401
     assert "The login has failed" in page
     assert (await browser.open(service.url))[0] == 302
     assert "code" in hub.codes, "not even asked for"
@@ -108,7 +108,7 @@ async def test_a_login_that_this_browser_did_not_begin(service: Service, browser
 async def test_what_is_no_login_is_refused(service: Service, browser: Browser, query: str):
     await browser.open(service.url)
     status, page, _ = await browser.open(f"{service.url}oauth_callback?{query}")
-    assert 400 <= status < 500
+    assert status == 401
     assert "<h1>" in page
     assert (await browser.open(service.url))[0] == 302
 
@@ -154,8 +154,9 @@ async def test_a_session_ends_with_its_token(service: Service, browser: Browser,
         await browser.log_in(impatient)
         assert (await browser.open(impatient.url))[0] == 200
         del hub.identities["token-of-ada"]
-        await asyncio.sleep(0.02)  # for as long as who she is was remembered
-        assert (await browser.open(impatient.url))[0] == 302
+        async with asyncio.timeout(5):  # not remembered for longer than it says
+            while (await browser.open(impatient.url))[0] != 302:
+                pass
 
 
 async def test_who_may_not_reach_the_service_is_told_on_a_page(service: Service, browser: Browser, hub: FakeHub):

@@ -61,10 +61,15 @@ export async function open(method, path, { body, headers = {}, signal } = {}) {
 }
 
 /** The JSON of an answer; null if it is empty. */
-export async function ask(method, path, options) {
-  const response = await open(method, path, { headers: { Accept: "application/json" }, ...options });
-  const text = await response.text();
-  return text ? JSON.parse(text) : null;
+export async function ask(method, path, options = {}) {
+  const response = await open(method, path, { ...options, headers: { Accept: "application/json", ...options.headers } });
+  try {
+    const text = await response.text();
+    return text ? JSON.parse(text) : null;
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError({ error: "The launcher's answer was lost on the way.", reason: "offline" }, 0);
+  }
 }
 
 /** All items of a list, page by page. */

@@ -1,9 +1,9 @@
 // A class that was started in one request: one bar for all of it.
 
 import { ask } from "./api.js";
-import { fill, h, unique } from "./dom.js";
+import { confirmed, fill, h, unique } from "./dom.js";
 import { many } from "./format.js";
-import { ACTIVE, confirmed } from "./launch.js";
+import { ACTIVE, WAITING } from "./launch.js";
 
 const PARTS = [
   ["ready", ["ready"], "success"],
@@ -31,6 +31,12 @@ export class BatchCard {
     this.show();
   }
 
+  /** The whole class, as it is now. */
+  look(batch) {
+    for (const { launch } of batch.items) if (launch) this.states.set(launch.id, launch.state);
+    this.show();
+  }
+
   /** A launch, perhaps one of its own, is in this state. */
   update(id, state) {
     if (!this.states.has(id)) return;
@@ -41,7 +47,7 @@ export class BatchCard {
   show() {
     const total = this.states.size;
     const counts = PARTS.map(([name, states, look]) => [name, [...this.states.values()].filter((state) => states.includes(state)).length, look]);
-    const settled = [...this.states.values()].filter((state) => !["queued", "starting"].includes(state)).length;
+    const settled = [...this.states.values()].filter((state) => !WAITING.includes(state)).length;
     this.name.textContent = `A class of ${total + this.refused.length}`;
     fill(this.bar, counts.filter(([, count]) => count).map(([name, count, look]) => {
       const part = h("div", { class: "progress" }, h("div", { class: `progress-bar text-bg-${look}` }, count));
@@ -59,7 +65,7 @@ export class BatchCard {
 
   async stop() {
     const active = [...this.states.values()].filter((state) => ACTIVE.includes(state)).length;
-    if (!(await confirmed(`Stop ${many(active, "server")} of this class? What was not saved is lost.`, "Stop them"))) return;
+    if (!(await confirmed(`Stop ${many(active, "server")} of this class? Unsaved work will be lost.`, "Stop them"))) return;
     try {
       await ask("DELETE", `batches/${this.id}`);
     } catch (error) {

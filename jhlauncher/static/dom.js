@@ -8,11 +8,11 @@ export function h(tag, attributes = {}, ...children) {
     else if (value !== false && value !== null && value !== undefined)
       element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  fill(element, ...children);
   return element;
 }
 
-/** Fill an element anew. */
+/** Fill an element anew; children that are false or null are left out. */
 export function fill(element, ...children) {
   element.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
 }
@@ -29,3 +29,24 @@ export function announce(text) {
 
 /** The way back in, for who is logged out: asking for the page leads to the Hub's login. */
 export const login = () => h("a", { class: "btn btn-sm btn-primary", href: location.href }, "Log in again");
+
+/** The answer to a question that has two. */
+export function confirmed(text, yes) {
+  return new Promise((resolve) => {
+    const close = (value) => () => dialog.close(value);
+    const closed = () => {
+      dialog.remove();
+      resolve(dialog.returnValue === "yes");
+    };
+    const dialog = h(
+      "dialog",
+      { "aria-label": text, onclose: closed },
+      h("p", {}, text),
+      h("button", { class: "btn btn-danger", type: "button", onclick: close("yes") }, yes),
+      " ",
+      h("button", { class: "btn btn-outline-contrast", type: "button", onclick: close("no") }, "Keep it running"),
+    );
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}

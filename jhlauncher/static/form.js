@@ -39,7 +39,7 @@ export class LaunchForm {
     Object.assign(this, { root, started, startedMany, link });
     this.form = h("form", { novalidate: true, onsubmit: (event) => this.submit(event), oninput: () => this.changed() });
     this.timer = null;
-    this.key = null;
+    this.sent = null;
   }
 
   /** Ask what may be started, for whom it is now, and show the form. */
@@ -54,13 +54,13 @@ export class LaunchForm {
       this.show(user);
     } catch (error) {
       if (error.name === "AbortError") return;
-      this.showRefusal(error);
+      this.showRefusal(error, user);
     }
     this.root.removeAttribute("aria-busy");
   }
 
-  showRefusal(error) {
-    const again = error.loggedOut ? login() : h("button", { class: "btn btn-outline-contrast", type: "button", onclick: () => this.load() }, "Try again");
+  showRefusal(error, user) {
+    const again = error.loggedOut ? login() : h("button", { class: "btn btn-outline-contrast", type: "button", onclick: () => this.load(user) }, "Try again");
     const said = h("div", { class: "alert alert-warning", role: "alert" }, h("p", {}, error.message), again);
     if (this.form.isConnected) {
       this.say(said); // who else it might be for is still to be said
@@ -76,6 +76,8 @@ export class LaunchForm {
     const properties = request.properties;
     const nothing = !Object.keys(templates).length && "not" in properties.image;
     const kept = this.form.isConnected ? this.values() : null;
+    const rows = [...this.form.querySelectorAll(".row-of")];
+    const focused = this.form.contains(document.activeElement) ? document.activeElement.name : "";
     this.decision = h("div", { class: "decision", role: "status", "aria-live": "polite" });
     this.button = h("button", { class: "btn btn-primary btn-lg", type: "submit" }, "Start");
     this.limits = h("ul", { class: "limits", "aria-label": "Limits" });
@@ -90,22 +92,24 @@ export class LaunchForm {
       !nothing && this.button,
     );
     if (!this.form.isConnected) fill(this.root, this.form);
+    for (const row of rows) this.form.querySelector(`[data-field="${row.dataset.of}"] .rows`)?.append(row);
     if (kept) this.refill(kept);
     else this.refill(Object.fromEntries(this.link));
+    if (focused) this.focus(focused);
     this.nothing = nothing;
     this.changed(0);
   }
 
   whom(user) {
     const one = input({ value: user, required: true });
-    one.addEventListener("change", () => this.load(one.value.trim()));
+    one.addEventListener("change", () => this.load(one.value.trim() || page.user));
     const names = h("textarea", { class: "form-control", rows: "4", placeholder: "ada\ngrace\nalan" });
     names.addEventListener("change", () => this.load(this.names()[0] || page.user));
     this.class = h("input", { type: "checkbox", class: "form-check-input", name: "class", id: unique("class") });
     this.class.addEventListener("change", () => this.changed(0));
     return [
       h("div", { class: "form-check mb-2" }, this.class, h("label", { class: "form-check-label", for: this.class.id }, "For a class")),
-      field("username", "For", one, "Whose server it will be."),
+      field("username", "Whose server", one),
       field("names", "For these people", names, "One name a line; each gets the same."),
     ];
   }
@@ -174,7 +178,7 @@ export class LaunchForm {
     unit.name = "lifetime_unit";
     unit.setAttribute("aria-label", "Unit of the time");
     unit.value = most && most < 7200 ? "minutes" : "hours";
-    const time = field("lifetime", "Stop after", input({ type: "number", min: 0, step: "any", inputmode: "decimal" }), most ? `${duration(most)} at most` : "Empty: no end of its own");
+    const time = field("lifetime", "Stop after", input({ type: "number", min: 0, step: "any", inputmode: "decimal" }), most ? `${duration(most)} at most` : "Empty: runs until stopped");
     time.querySelector("input").after(unit);
     const name = input({ maxlength: 30, pattern: "[a-z][a-z0-9]*(-[a-z0-9]+)*", placeholder: "the default server", spellcheck: "false" });
     return h(
@@ -195,8 +199,6 @@ export class LaunchForm {
   rows(name, title, add, hint, row) {
     const list = h("div", { class: "rows" });
     const append = () => list.append(row());
-    if (name === "vols") this.addVolume = append;
-    else this.addVariable = append;
     return h(
       "fieldset",
       { class: "mb-3", "data-field": name },
@@ -209,7 +211,7 @@ export class LaunchForm {
   }
 
   row(kind, what, ...controls) {
-    const row = h("div", { class: `row-of ${kind}` }, controls);
+    const row = h("div", { class: `row-of ${kind}`, "data-of": kind }, controls);
     const remove = () => {
       row.remove();
       this.changed();
@@ -221,7 +223,7 @@ export class LaunchForm {
   volume() {
     const id = unique("ro");
     return this.row(
-      "vol",
+      "vols",
       "volume",
       input({ name: "pvc", "aria-label": "Volume", placeholder: "volume" }),
       input({ name: "mount", "aria-label": "Where it appears", placeholder: "/home/jovyan/data" }),
@@ -255,6 +257,12 @@ export class LaunchForm {
     return this.form.elements.namedItem(name);
   }
 
+  focus(name) {
+    const control = this.control(name);
+    const one = control instanceof RadioNodeList ? [...control].find((radio) => radio.checked) : control;
+    one?.focus();
+  }
+
   value(name) {
     const control = this.control(name);
     return control ? control.value.trim() : "";
@@ -279,17 +287,18 @@ export class LaunchForm {
     const radios = [...this.form.querySelectorAll('input[name="template"]')];
     const chosen = radios.find((radio) => radio.value === (template ?? (values.image ? OWN_IMAGE : radios[0]?.value)));
     this.unknown = template && !chosen ? `There is no template ${template} for you.` : "";
-    (chosen || radios[0])?.setAttribute("checked", "");
-    if (chosen || radios[0]) (chosen || radios[0]).checked = true;
+    const radio = chosen || radios[0];
+    if (radio) radio.checked = true;
     for (const [name, value] of Object.entries(values)) {
       const control = this.control(name);
-      if (name === "template" || name === "username" || !control || !value) continue;
+      if (name === "template" || name === "username" || !control || (name === "image" && !value)) continue;
       if (name === "class") control.checked = Boolean(value);
       else if (name === "memory" && /[a-z]/i.test(value)) control.value = parseFloat(value) * ({ m: 1 / 1024, k: 1 / 1024 ** 2, t: 1024 }[value.replace(/[\d.]/g, "")[0].toLowerCase()] || 1);
       else if (name === "lifetime" && !("lifetime_unit" in values)) [control.value, this.control("lifetime_unit").value] = [value / 60, "minutes"];
       else control.value = value;
     }
-    if (["server_name", "lifetime"].some((name) => this.value(name))) this.form.querySelector("details")?.setAttribute("open", "");
+    const more = ["server_name", "lifetime"].some((name) => this.value(name)) || this.form.querySelector(".row-of");
+    if (more) this.form.querySelector("details")?.setAttribute("open", "");
   }
 
   /** The body of the request; without the user's name, which a class has many of. */
@@ -304,7 +313,7 @@ export class LaunchForm {
     if (this.value("gpu")) body.gpu = { limit: Number(this.value("gpu")) };
     if (this.value("lifetime")) body.lifetime = Number(this.value("lifetime")) * LIFETIME_UNITS[this.value("lifetime_unit")];
     const rows = (kind) => [...this.form.querySelectorAll(`.row-of.${kind}`)].map((row) => Object.fromEntries([...row.querySelectorAll("input")].map((each) => [each.name, each.type === "checkbox" ? each.checked : each.value.trim()])));
-    const vols = rows("vol").filter((row) => row.pvc || row.mount);
+    const vols = rows("vols").filter((row) => row.pvc || row.mount);
     if (vols.length) body.vols = vols;
     const env = rows("env").filter((row) => row.key);
     if (env.length) body.env = Object.fromEntries(env.map((row) => [row.key, row.value]));
@@ -315,7 +324,6 @@ export class LaunchForm {
 
   changed(delay = DELAY) {
     if (!this.options) return;
-    this.key = null;
     this.arrange();
     this.checkIn(delay);
   }
@@ -429,39 +437,41 @@ export class LaunchForm {
 
   async submit(event) {
     event?.preventDefault();
-    if (this.button.disabled) return;
+    if (this.submitting || this.button.disabled) return;
     this.submitting = true;
     this.button.disabled = true;
-    // the same key for the same content: when the answer gets lost, the next try is the same launch
-    this.key ||= [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-    const headers = { Accept: "application/json", "Idempotency-Key": this.key };
     clearTimeout(this.timer);
     this.checking?.abort();
     try {
-      await this.send(headers);
-      this.key = null;
+      await this.send();
       this.say();
+      this.submitting = false;
+      this.checkIn(1500); // what would become of another one
     } catch (error) {
+      this.submitting = false;
       if (error.temporary) {
         this.say(h("div", { class: "alert alert-danger", role: "alert" }, `${error.message} Press Start again; it is not done twice.`));
         this.button.disabled = false;
       } else this.refuse(error);
     }
-    this.submitting = false;
-    if (!this.key) this.checkIn(1500); // what would become of another one
   }
 
-  async send(headers) {
-    if (this.forClass) {
-      const launches = this.names().map((username) => ({ username, ...this.body() }));
-      const batch = await ask("POST", "batches", { body: { launches }, headers });
-      announce(`${many(launches.length, "server")} asked for.`);
-      this.startedMany(batch);
-    } else {
-      const body = { username: this.value("username") || page.user, ...this.body() };
-      const launch = await ask("POST", "launches", { body, headers });
-      announce("The launch was accepted.");
-      this.started(launch);
+  async send() {
+    const one = { username: this.value("username") || page.user, ...this.body() };
+    const body = this.forClass ? { launches: this.names().map((username) => ({ ...one, username })) } : one;
+    const headers = { "Idempotency-Key": this.keyFor(JSON.stringify(body)) };
+    if (this.forClass) this.startedMany(await ask("POST", "batches", { body, headers }));
+    else this.started(await ask("POST", "launches", { body, headers }));
+    this.sent = null;
+    announce(this.forClass ? `${many(body.launches.length, "server")} asked for.` : "The launch was accepted.");
+  }
+
+  /** The same key for the same content, until it is known what became of it: a second try is the same launch. */
+  keyFor(content) {
+    if (this.sent?.content !== content) {
+      const bytes = [...crypto.getRandomValues(new Uint8Array(16))]; // randomUUID is for secure contexts only
+      this.sent = { content, key: bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("") };
     }
+    return this.sent.key;
   }
 }

@@ -1,10 +1,11 @@
 // One launch as it is shown: state, progress, what to do with it, and why it failed.
 
 import { ask } from "./api.js";
-import { announce, fill, h, unique } from "./dom.js";
+import { announce, confirmed, fill, h, unique } from "./dom.js";
 import { clock, duration } from "./format.js";
 
-export const ACTIVE = ["queued", "starting", "ready"];
+export const WAITING = ["queued", "starting"];
+export const ACTIVE = [...WAITING, "ready"];
 const LOOK = { queued: "secondary", starting: "info", ready: "success", failed: "danger", cancelled: "secondary", stopped: "secondary", expired: "warning" };
 const HINT = { stopped: "It ran, and has been stopped.", cancelled: "It was ended before it was ready.", expired: "Its time was over." };
 
@@ -12,23 +13,6 @@ const HINT = { stopped: "It ran, and has been stopped.", cancelled: "It was ende
 export function title(launch, user) {
   const server = launch.server_name || "Default server";
   return launch.username === user ? server : `${launch.username}${launch.server_name ? ` / ${launch.server_name}` : ""}`;
-}
-
-/** The answer to a question that has two. */
-export function confirmed(text, yes) {
-  return new Promise((resolve) => {
-    const close = (value) => () => dialog.close(value);
-    const dialog = h(
-      "dialog",
-      { "aria-label": text, onclose: () => resolve(dialog.returnValue === "yes") || dialog.remove() },
-      h("p", {}, text),
-      h("button", { class: "btn btn-danger", type: "button", onclick: close("yes") }, yes),
-      " ",
-      h("button", { class: "btn btn-outline-contrast", type: "button", onclick: close("no") }, "Leave it"),
-    );
-    document.body.append(dialog);
-    dialog.showModal();
-  });
 }
 
 export class LaunchRow {
@@ -131,7 +115,7 @@ export class LaunchRow {
   }
 
   showBar() {
-    const waits = ["queued", "starting"].includes(this.launch.state);
+    const waits = WAITING.includes(this.launch.state);
     this.bar.hidden = !waits && !this.arrived;
     if (this.bar.hidden) return;
     const [bar] = this.bar.children;
@@ -170,7 +154,7 @@ export class LaunchRow {
       launch.url && h("a", { class: "btn btn-sm btn-primary", href: launch.url, target: "_blank", rel: "noopener", "aria-describedby": this.name.id }, "Open"),
       launch.url && button("Copy link", "outline-contrast", (event) => this.copy(event)),
       this.active && !launch.ended_by && button(stop, "outline-danger", () => this.stop()),
-      !this.active && this.again && button("Fill the form with it", "outline-contrast", () => this.again(launch)),
+      !this.active && this.again && button("Use these settings again", "outline-contrast", () => this.again(launch)),
     );
     if (held) (this.actions.firstElementChild || this.element).focus();
   }
@@ -212,7 +196,7 @@ export class LaunchRow {
   }
 
   async stop() {
-    if (this.launch.state === "ready" && !(await confirmed(`Stop ${title(this.launch, this.user)}? What was not saved is lost.`, "Stop it"))) return;
+    if (this.launch.state === "ready" && !(await confirmed(`Stop ${title(this.launch, this.user)}? Unsaved work will be lost.`, "Stop it"))) return;
     await this.end();
   }
 

@@ -2,22 +2,26 @@
 
 import { ask, groups, others, page, pages } from "./api.js";
 import { BatchCard } from "./batch.js";
-import { announce, fill, h, login } from "./dom.js";
+import { announce, confirmed, fill, h, login } from "./dom.js";
 import { many } from "./format.js";
-import { ACTIVE, confirmed, LaunchRow } from "./launch.js";
+import { ACTIVE, LaunchRow } from "./launch.js";
 import { follow } from "./stream.js";
 
 const ENDED = ["failed", "cancelled", "stopped", "expired"];
 const AT_ONCE = 4; // requests to stop servers
 
 export class LaunchList {
-  /** `changed(launch)` is told each launch that came into another state; `again(launch)` fills the form with one. */
+  /** `changed(launch)` is told each launch as it is shown; `again(launch)` fills the form with one. */
   constructor({ list, batches, filters, connection, changed, again }) {
     Object.assign(this, { list, batchRoot: batches, connection, changed, again });
     this.rows = new Map();
     this.batches = new Map();
     this.running = h("ul", { class: "rows-of-launches" });
     this.past = h("ul", { class: "rows-of-launches" });
+    this.empty = h("p", { class: "empty" });
+    this.pastTitle = h("h3", { class: "past" }, "Ended");
+    this.older = h("button", { class: "btn btn-sm btn-outline-contrast", type: "button", onclick: () => this.showOlder() }, "Show older ones");
+    this.meanwhile = null; // events that have come while all launches are looked at
     this.everyone = false;
     if (others) this.showFilters(filters);
     setInterval(() => this.rows.forEach((row) => row.tick()), 10_000);
@@ -58,7 +62,8 @@ export class LaunchList {
 
   restart() {
     this.stream?.close();
-    this.connected = false;
+    this.loading = this.meanwhile = null;
+    this.list.setAttribute("aria-busy", "true");
     this.stream = follow(`launches/events?${this.query()}`, (name, data) => this.tell(name, data), (...state) => this.connects(...state));
   }
 
@@ -80,37 +85,54 @@ export class LaunchList {
 
   tell(name, data) {
     if (name === "reset") return this.load();
+    if (this.meanwhile) return this.meanwhile.push([name, data]);
     if (data.launch) this.put(data.launch);
     this.rows.get(data.id)?.tell(name, data);
   }
 
-  /** Look at all launches anew. */
+  /** Look at all launches anew; what happens meanwhile is newer, and told after it. */
   async load() {
-    const loading = (this.loading = Symbol("a look"));
+    const look = (this.loading = Symbol("a look"));
+    this.meanwhile = [];
     try {
       const found = [];
       for await (const items of pages(`launches?${this.query({ state: ACTIVE.join(","), limit: 200 })}`)) found.push(...items);
       const ended = await ask("GET", `launches?${this.query({ state: ENDED.join(","), limit: 10 })}`);
-      if (loading !== this.loading) return; // another look began meanwhile
+      if (look !== this.loading) return; // another look began meanwhile
       const known = new Set([...found, ...ended.items].map(({ id }) => id));
       for (const id of this.rows.keys()) if (!known.has(id)) this.drop(id);
       for (const launch of [...ended.items, ...found].reverse()) this.put(launch, false);
       this.next = ended.next;
+      fill(this.list, this.empty, this.running, this.pastTitle, this.past, this.older);
       this.arrange();
+      this.batches.forEach((card, id) => card && this.lookAtBatch(id));
     } catch (error) {
-      if (loading !== this.loading) return;
-      const again = h("button", { class: "btn btn-sm btn-outline-contrast", type: "button", onclick: () => this.load() }, "Try again");
-      if (error.loggedOut) return this.connects("ended", error);
-      fill(this.list, h("div", { class: "alert alert-warning", role: "alert" }, h("p", {}, error.message), again));
-      this.list.removeAttribute("aria-busy");
+      if (look === this.loading) this.showProblem(error);
     }
+    if (look !== this.loading) return;
+    const told = this.meanwhile;
+    this.meanwhile = null;
+    for (const event of told) this.tell(...event);
+  }
+
+  showProblem(error) {
+    if (error.loggedOut) return this.connects("ended", error);
+    const again = h("button", { class: "btn btn-sm btn-outline-contrast", type: "button", onclick: () => this.load() }, "Try again");
+    fill(this.list, h("div", { class: "alert alert-warning", role: "alert" }, h("p", {}, error.message), again));
+    this.list.removeAttribute("aria-busy");
   }
 
   async showOlder() {
-    const older = await ask("GET", `launches?${this.query({ state: ENDED.join(","), limit: 20, cursor: this.next })}`);
-    for (const launch of older.items) this.put(launch, false, false);
-    this.next = older.next;
-    this.arrange();
+    const look = this.loading;
+    try {
+      const older = await ask("GET", `launches?${this.query({ state: ENDED.join(","), limit: 20, cursor: this.next })}`);
+      if (look !== this.loading) return;
+      for (const launch of older.items) if (!this.rows.has(launch.id)) this.put(launch, false, false);
+      this.next = older.next;
+      this.arrange();
+    } catch (error) {
+      announce(error.message);
+    }
   }
 
   // -- what is shown
@@ -152,10 +174,11 @@ export class LaunchList {
       if (row.box) row.box.hidden = !this.everyone || !row.active;
       shown += !row.element.hidden;
     }
-    const nothing = this.everyone ? "There is none that you may see." : "Nothing runs. What you start appears here.";
-    const older = this.next && h("button", { class: "btn btn-sm btn-outline-contrast", type: "button", onclick: () => this.showOlder() }, "Show older ones");
-    const pastTitle = this.past.children.length > 0 && h("h3", { class: "past" }, "Ended");
-    fill(this.list, !shown && h("p", { class: "empty" }, nothing), this.running, pastTitle, this.past, older);
+    // what is there stays where it is: whatever has the focus keeps it
+    this.empty.textContent = this.everyone ? "No servers to show." : "Nothing runs. What you start appears here.";
+    this.empty.hidden = shown > 0;
+    this.pastTitle.hidden = !this.past.children.length;
+    this.older.hidden = !this.next;
     this.list.removeAttribute("aria-busy");
     this.batchRoot.hidden = others && !this.everyone;
     this.selectionChanged();
@@ -164,22 +187,28 @@ export class LaunchList {
   // -- classes
 
   /** Show the class that a launch belongs to, if its bar may be seen. */
-  async follows(launch) {
+  follows(launch) {
     const card = this.batches.get(launch.batch);
     if (card) card.update(launch.id, launch.state);
     else if (card === undefined && ACTIVE.includes(launch.state)) {
       this.batches.set(launch.batch, null);
-      try {
-        this.showBatch(await ask("GET", `batches/${launch.batch}`));
-      } catch {
-        // somebody else's: its servers are in the list all the same
-      }
+      this.lookAtBatch(launch.batch);
+    }
+  }
+
+  async lookAtBatch(id) {
+    try {
+      this.showBatch(await ask("GET", `batches/${id}`));
+    } catch (error) {
+      // somebody else's class: its servers are in the list all the same
+      if (error.temporary && !this.batches.get(id)) this.batches.delete(id);
     }
   }
 
   showBatch(batch) {
-    if (this.batches.get(batch.id)) return;
-    const card = new BatchCard(batch);
+    let card = this.batches.get(batch.id);
+    if (card) return card.look(batch);
+    card = new BatchCard(batch);
     this.batches.set(batch.id, card);
     for (const { launch } of this.rows.values()) card.update(launch.id, launch.state);
     this.batchRoot.prepend(card.element);
@@ -205,7 +234,7 @@ export class LaunchList {
 
   async stopSelected() {
     const rows = this.selection;
-    if (!(await confirmed(`Stop ${many(rows.length, "server")}? What was not saved is lost.`, "Stop them"))) return;
+    if (!(await confirmed(`Stop ${many(rows.length, "server")}? Unsaved work will be lost.`, "Stop them"))) return;
     const left = [...rows];
     let refused = 0;
     const work = async () => {

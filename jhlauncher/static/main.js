@@ -1,7 +1,7 @@
 // The page: a form on one side, what runs on the other; and launch links, which lead to a server.
 
-import { ask, page } from "./api.js";
-import { fill, h } from "./dom.js";
+import { ask, others, page } from "./api.js";
+import { announce } from "./dom.js";
 import { LaunchForm } from "./form.js";
 import { title } from "./launch.js";
 import { LaunchList } from "./list.js";
@@ -21,7 +21,7 @@ function destination(url) {
 
 function goWhenReady(launch) {
   if (launch.id !== awaited) return;
-  if (launch.state === "ready" && launch.url) location.assign(destination(launch.url));
+  if (launch.state === "ready" && launch.url) location.replace(destination(launch.url));
   else if (launch.ended) awaited = null;
 }
 
@@ -34,7 +34,8 @@ const list = new LaunchList({
     goWhenReady(launch);
     if (launch.username === form.user) form.checkIn(1000); // what may be started has changed with it
   },
-  again: (launch) => {
+  async again(launch) {
+    if (others) await form.load(launch.username);
     form.refill({ template: launch.template || "", image: launch.template ? "" : launch.image, server_name: launch.server_name });
     form.changed(0);
     at("start-title").scrollIntoView();
@@ -47,7 +48,7 @@ const form = new LaunchForm(at("form"), {
   started(launch) {
     if (linked) awaited = launch.id;
     if (launch.username !== page.user) list.look(true);
-    list.put(launch);
+    if (!list.rows.has(launch.id)) list.put(launch); // else the stream was quicker, and knows more
     list.reveal(launch.id);
   },
   startedMany(batch) {
@@ -68,7 +69,7 @@ async function startLinked() {
   const launch = await ask("GET", `launches/${details.launch}`);
   if (launch.template !== template) return; // another one is in the way, and the form says so
   awaited = launch.id;
-  fill(at("announce"), h("span", {}, `${title(launch, page.user)} is there already.`));
+  announce(`${title(launch, page.user)} is there already.`);
   goWhenReady(launch);
 }
 

@@ -20,6 +20,14 @@ export function follow(path, tell, state) {
   let connection = null;
   let wake = null;
 
+  function told(name, data) {
+    try {
+      tell(name, JSON.parse(data));
+    } catch (error) {
+      reportError(error); // a fault of the page's is no reason to connect again
+    }
+  }
+
   async function read() {
     connection = new AbortController();
     let watchdog = setTimeout(() => connection.abort(), SILENCE);
@@ -42,7 +50,7 @@ export function follow(path, tell, state) {
         for (const line of lines) {
           const [, field, content] = /^([^:]*)(?:: ?(.*))?$/.exec(line) || [];
           if (line === "") {
-            if (event.data.length && !closed) tell(event.name, JSON.parse(event.data.join("\n")));
+            if (event.data.length && !closed) told(event.name, event.data.join("\n"));
             event = { name: "message", data: [] };
           } else if (field === "data") event.data.push(content || "");
           else if (field === "event") event.name = content;

@@ -25,7 +25,7 @@ c.Policy.templates = {
     "slow": {"description": "It takes four seconds", "image": "slow"},
 }
 c.Policy.rules = [
-    {"name": "teachers", "callers": ["user:teacher"], "templates": ["*"]},
+    {"name": "teachers", "callers": ["user:teacher"], "templates": ["*"], "env": ["COURSE_*"]},
     {"name": "nothing", "callers": ["user:nobody"]},
     {
         "name": "everybody", "images": ["plain", "lab", "other"], "templates": ["*"], "start_links": ["course-1"],
@@ -88,7 +88,7 @@ async def visit(browser: Browser, hub: RealHub) -> AsyncIterator[Visit]:
     async def visit(user: str, path: str = "", **options: Any) -> Page:
         context = await browser.new_context(**{"viewport": {"width": 1200, "height": 900}} | options)
         contexts.append(context)
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(60_000)
         page = await context.new_page()
         page.on("console", said)
         page.on("pageerror", lambda error: problems.append(str(error)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from playwright.async_api import Page, expect
 
@@ -74,13 +72,20 @@ async def test_a_class_with_somebody_else_s_pupil(visit: Visit):
 
 async def test_a_form_for_somebody_else(visit: Visit):
     page = await visit("teacher")
-    whom = page.get_by_label("For", exact=True)
+    whom = page.get_by_label("Whose server", exact=True)
+    await page.get_by_text("More", exact=True).click()
+    await page.get_by_role("button", name="Add a variable").click()
+    await page.get_by_label("Variable", exact=True).fill("COURSE_DAY")
     await whom.fill("stranger")
     await whom.blur()
     await expect(page.locator(".decision")).to_contain_text("stranger")
     await expect(page.get_by_role("button", name="Start", exact=True)).to_be_disabled()
     await whom.fill(PUPILS[1])
-    await whom.blur()
+    await whom.press("Tab")
+    await expect(page.locator(".decision")).not_to_contain_text("stranger")
+    assert await page.evaluate("document.activeElement.closest('form') !== null"), "the focus is where it was"
+    await expect(page.get_by_label("Variable", exact=True)).to_have_value("COURSE_DAY")
+    await page.get_by_role("button", name="Remove this variable").click()
     await start(page, "course-1")
     pupil = await visit(PUPILS[1])
     await in_state(pupil, "ready")
@@ -138,7 +143,9 @@ async def test_a_teacher_sees_nobody_else(visit: Visit, hub: RealHub):
     page = await visit("teacher")
     await page.get_by_role("button", name="Everyone's").click()
     await page.locator("#list:not([aria-busy])").wait_for()
-    await asyncio.sleep(1)  # nothing tells that nothing comes
+    pupil = await visit(PUPILS[5])
+    await start(pupil, "broken")
+    await page.locator(".launch").filter(has_text=PUPILS[5]).wait_for()  # what comes later is there
     await expect(page.locator(".launch").filter(has_text="secretive")).to_have_count(0)
     options = await page.get_by_label("Only of this group").locator("option").all_inner_texts()
     assert options == ["every group", "course-2"]
