@@ -88,17 +88,21 @@ class Hub(Transport):
 
     # -- callers
 
-    async def identify(self, token: str) -> Caller:
+    async def identify(self, token: str, session: str = "") -> Caller:
         """Who holds this token.
+
+        Args:
+            token: of the Hub.
+            session: of a browser: with a new one, the Hub is asked again.
 
         Raises:
             Unauthenticated: the Hub does not know it.
 
         """
-        caller: Caller = await self._identify(token)
+        caller: Caller = await self._identify(token, session)
         return caller
 
-    async def _ask_identity(self, token: str) -> Caller:
+    async def _ask_identity(self, token: str, session: str) -> Caller:
         reply = await self._holder(token)
         if reply.status in (401, 403):
             raise Unauthenticated("JupyterHub does not know this token; it may have expired or been revoked.")
@@ -119,7 +123,7 @@ class Hub(Transport):
             Unauthenticated: the code in it is not good, or not any more.
 
         """
-        reply = await self._request("POST", "/oauth2/token", form=fields, expected=(400,))
+        reply = await self._request("POST", "/oauth2/token", form=fields, expected=(400,), for_stranger=True)
         if reply.status == 400:
             raise Unauthenticated("JupyterHub does not accept this login any more. Log in again.")
         return str(reply["access_token"])

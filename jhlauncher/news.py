@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from traitlets import Float
@@ -138,6 +138,11 @@ class News(LoggingConfigurable):
         finally:
             self._end()
 
+    def place(self, record: LaunchRecord) -> tuple[int, float | None] | None:
+        """The place of a launch in the queue, and the seconds until its turn; None if that is not at hand."""
+        position = self._line.order.get(record.id) if record.state == "queued" else None
+        return (position, self._feed.estimate(position)) if position else None
+
     async def _begin(self) -> _Past:
         self._listeners += 1
         try:
@@ -151,8 +156,7 @@ class News(LoggingConfigurable):
             raise
         if self._tell_line not in self._feed.line_observers:
             self._feed.line_observers.append(self._tell_line)
-        self._line.told = {}  # the one that has just come knows none of them
-        self._feed.look()
+            self._feed.look()
         return self._past
 
     def _end(self) -> None:
@@ -160,6 +164,7 @@ class News(LoggingConfigurable):
         if not self._listeners:
             self._past = None
             self._line = Line.empty()
+            self._recent.clear()
             with contextlib.suppress(ValueError):
                 self._feed.line_observers.remove(self._tell_line)
 
@@ -197,7 +202,8 @@ class News(LoggingConfigurable):
 
     def _tell(self, happenings: list[Happening]) -> None:
         if happenings:
-            self._recent.extend(happenings)
+            # values of `env` are of no use here, and may be large
+            self._recent.extend(told._replace(record=replace(told.record, env=None)) for told in happenings)
             self._told += len(happenings)
             self._bell.ring()
 
@@ -212,14 +218,16 @@ class News(LoggingConfigurable):
         """The positions of those that wait, where they have changed by much."""
         if hindrance != self._hindrance:
             self._hindrance, self._line.told = hindrance, {}
-        told = self._line.told
-        moved = [*self._line.news(order), *(launch for launch in order if launch not in told)]
+        line = self._line
+        moved = [*line.news(order), *(launch for launch in order if launch not in line.told)]
         records = {record.id: record for record in await self._store.with_ids(moved)}
+        if line is not self._line:
+            return  # nobody listens any more
         now = time.time()
-        self._line.told.update({launch: self._line.order[launch] for launch in moved})
+        line.told.update({launch: line.order[launch] for launch in moved})
         self._tell(
             [
-                Happening(records[launch], LaunchEvent(0, now, "queued", self._feed.place(self._line.order[launch])))
+                Happening(records[launch], LaunchEvent(0, now, "queued", self._feed.place(line.order[launch])))
                 for launch in moved
                 if launch in records
             ]

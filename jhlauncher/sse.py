@@ -59,18 +59,20 @@ async def decode(chunks: AsyncIterable[bytes]) -> AsyncGenerator[Event, None]:
 
     """
     data: list[str] = []
+    size = 0
     name = last_id = ""
     async for line in lines(chunks):
         if not line:
             if data:
                 yield Event("\n".join(data), name or "message", last_id)
-            data, name = [], ""
+            data, size, name = [], 0, ""
             continue
         field, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if field == "data":
             data.append(value)
-            if sum(map(len, data)) > MAX_EVENT_CHARS:
+            size += len(value) + 1
+            if size > MAX_EVENT_CHARS:
                 raise ValueError("an event of the stream is too long")
         elif field == "event":
             name = value

@@ -202,6 +202,7 @@ class Transport(LoggingConfigurable):
         long: bool = False,
         repeatable: bool | None = None,
         patient: bool = True,
+        for_stranger: bool = False,
         accept: str = "application/json",
     ) -> Reply:
         """One request, tried again while the Hub can't be reached.
@@ -216,11 +217,12 @@ class Transport(LoggingConfigurable):
             repeatable: whether doing it twice does no harm; default: every method but POST.
             patient: whether to try again at all.
             accept: the form of the answer.
+            for_stranger: anybody can have it asked, so that it must not hold up the rest.
 
         """
         if repeatable is None:
             repeatable = method != "POST"
-        session = self._long if long else self._brief
+        session = self._callers if for_stranger else self._long if long else self._brief
 
         async def request() -> Reply:
             async with self._answer(session, method, path, {"Accept": accept}, json, form) as response:

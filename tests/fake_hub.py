@@ -109,6 +109,9 @@ class FakeHub:
         """Retry-After of the 429s that the next starts get; None: without the header."""
         self.codes: dict[str, str] = {}
         """Of people who have logged in, with the token that each is good for, once."""
+        self.hold_codes = asyncio.Event()
+        """While it is not set, who logs in is not answered."""
+        self.hold_codes.set()
         self.requests: list[str] = []
         self.too_early = 0
         """Streams that were asked for before the start had arrived."""
@@ -220,7 +223,8 @@ class _Self(_Handler):
 
 
 class _Codes(_Handler):
-    def post(self) -> None:
+    async def post(self) -> None:
+        await self.hub.hold_codes.wait()
         token = self.hub.codes.pop(self.get_body_argument("code"), None)
         if token is None or self.get_body_argument("client_secret") != SERVICE_TOKEN:
             return self.reply(400, {"error": "invalid_grant"})

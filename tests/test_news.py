@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -179,9 +181,14 @@ async def test_places_in_the_queue(hub: FakeHub, database_url: str):
             for user in ("ada", "bob", "carl"):
                 await accepted(service, user)
             assert await listener.place_of("carl") == 2
-            # who comes later is told the places as they are
+            # who comes later finds the places in the list, and disturbs nobody
+            told = service.app.parts.news._told
             async with listening(service) as later:
-                assert await later.place_of("carl") == 2
+                assert (await later.next())[0] == "reset"
+                status, found = await service.request("GET", "launches?state=queued")
+                assert status == 200
+                assert {launch["username"]: launch["position"] for launch in found["items"]} == {"bob": 1, "carl": 2}
+            assert service.app.parts.news._told == told
 
 
 @pytest.mark.asyncio
@@ -216,7 +223,34 @@ async def test_nobody_listens_nothing_is_read(service: Service):
         assert news._listeners == 1
     await until(lambda: news._listeners == 0)
     assert news._past is None
+    assert not news._recent
     assert not service.app.parts.feed.line_observers
+
+
+@pytest.mark.asyncio
+async def test_values_of_env_are_not_held(service: Service):
+    async with listening(service) as listener:
+        await accepted(service, "ada", env={"SECRET": "x" * 1000})
+        await listener.until("ready", "ada")
+        assert all(happening.record.env is None for happening in service.app.parts.news._recent)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("path", ["launches/events", "launches/ID/events", "launches/ID?wait=300"])
+async def test_a_client_that_leaves_right_after_asking(service: Service, hub: FakeHub, path: str):
+    """Tornado does not tell of one that has left before the handler begins."""
+    hub.auto_finish = False
+    launch = await accepted(service, "ada")
+    address = urlsplit(service.url)
+    target = f"{address.path}{path.replace('ID', launch['id'])}"
+    request = f"GET {target} HTTP/1.1\r\nHost: x\r\nAuthorization: token {PLATFORM_TOKEN}\r\n\r\n".encode()
+    for turns in range(8):
+        with socket.create_connection((address.hostname, address.port)) as client:  # type: ignore[arg-type]
+            await asyncio.sleep(0.02)  # so that it has been taken up
+            client.sendall(request)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+    await until(lambda: not service.app.serving.requests)
 
 
 @pytest.mark.asyncio

@@ -10,8 +10,9 @@ from urllib.parse import parse_qs, urlsplit
 import aiohttp
 import pytest
 import pytest_asyncio
+from yarl import URL
 
-from tests.conftest import Service, running_service
+from tests.conftest import Service, running_service, until
 from tests.fake_hub import PLATFORM_TOKEN, FakeHub
 
 pytestmark = pytest.mark.asyncio
@@ -136,6 +137,69 @@ async def test_a_cookie_alone_does_nothing(service: Service, browser: Browser, h
     status, launch = await browser.ask(service, "POST", "launches?wait=10", json=body)
     assert (status, launch["state"]) == (200, "ready")
     assert launch["token"] is None, "a browser does not need it"
+
+
+async def test_a_navigation_shows_the_page_only(service: Service, browser: Browser, hub: FakeHub):
+    """A page elsewhere on this origin, such as on somebody's server, could read what is shown in its frame."""
+    await browser.log_in(service)
+    await browser.open(service.url)
+    for headers in ({}, {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "same-origin"}):
+        for path in ("launches", "launches/events", "options", "containers?username=ada"):
+            status, body, _ = await browser.open(f"{service.url}{path}", **headers)
+            assert (status, "xsrf_failed" in body) == (403, True), path
+    async with browser.client.get(f"{service.url}launches", headers={"X-XSRFToken": browser.xsrf}) as response:
+        assert response.status == 200
+        assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
+
+
+async def test_containers_give_a_browser_no_token(service: Service, browser: Browser):
+    await browser.log_in(service)
+    await browser.open(service.url)
+    body = {"username": "ada", "image": "image:1"}
+    status, launched = await browser.ask(service, "POST", "containers", json=body)
+    assert (status, launched["token"]) == (200, None)
+
+
+async def test_who_logs_in_after_another_is_not_the_other(service: Service, browser: Browser, hub: FakeHub):
+    """JupyterHub's logout takes the token away and begins a new session in the browser."""
+    await browser.log_in(service, "ada")
+    browser.client.cookie_jar.update_cookies({"jupyterhub-session-id": "one"}, URL(service.url))
+    assert (await browser.open(service.url))[0] == 200
+    del hub.identities["token-of-ada"]
+    browser.client.cookie_jar.update_cookies({"jupyterhub-session-id": "two"}, URL(service.url))
+    assert (await browser.open(service.url))[0] == 302
+
+
+async def test_words_of_strangers_are_neither_shown_nor_logged(
+    service: Service, browser: Browser, caplog: pytest.LogCaptureFixture
+):
+    query = "error=x&error_description=Call%20me%0A[I%20LauncherApp]%20200%20POST"
+    status, page, _ = await browser.open(f"{service.url}oauth_callback?{query}")
+    assert (status, "Call me" in page) == (401, False)
+    assert "Call me" not in caplog.text
+
+
+async def test_a_link_that_is_too_long_for_a_cookie(service: Service, browser: Browser):
+    _, _, location = await browser.open(f"{service.url}launch?template=x&path={'y' * 3000}")
+    assert urlsplit(location).path == "/hub/api/oauth2/authorize"
+    assert all(len(cookie.key + cookie.value) < 4000 for cookie in browser.client.cookie_jar)
+
+
+async def test_logins_of_strangers_hold_up_no_launch(hub: FakeHub, browser: Browser):
+    async with running_service(hub, Hub={"retry_timeout": 0.2}) as service:
+        await service.request("GET", "launches")  # a caller who is known
+        _, _, location = await browser.open(service.url)
+        state = parse_qs(urlsplit(location).query)["state"][0]
+        hub.hold_codes.clear()
+        logins = [
+            asyncio.create_task(browser.open(f"{service.url}oauth_callback?code=c{number}&state={state}"))
+            for number in range(60)
+        ]
+        await until(lambda: hub.requests.count("POST /oauth2/token") >= 50)
+        async with asyncio.timeout(5):
+            assert (await service.launch())[0] == 200
+        hub.hold_codes.set()
+        await asyncio.gather(*logins)
 
 
 async def test_a_token_in_the_header_needs_no_proof_and_comes_first(service: Service, browser: Browser):

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 from urllib.parse import quote
 
 import aiohttp
@@ -120,8 +120,7 @@ class LauncherClient:
 
     async def plan(self, **request: Any) -> dict[str, Any]:
         """What would become of a request (``dry_run``): start, queue or refuse, by which rule, with what."""
-        plan: dict[str, Any] = await self._ask("POST", "launches?dry_run=true", json=request)
-        return plan
+        return _object(await self._ask("POST", "launches?dry_run=true", json=request), "decision")
 
     async def get(self, launch: str, *, wait: float = 0) -> Launch:
         """A launch, as it is after ``wait`` seconds, or as soon as it is ready or has ended."""
@@ -141,10 +140,10 @@ class LauncherClient:
         left = most
         while left is None or left > 0:
             query["limit"] = str(min(left, 200) if left is not None else 200)
-            page = await self._ask("GET", "launches", params=query)
+            page = _object(await self._ask("GET", "launches", params=query), "items")
             for item in page["items"]:
                 yield _launch(item)
-            if page["next"] is None:
+            if page.get("next") is None:
                 return
             query["cursor"] = page["next"]
             left = left and left - len(page["items"])
@@ -157,8 +156,7 @@ class LauncherClient:
     async def options(self, username: str | None = None, server_name: str = "") -> dict[str, Any]:
         """What may be asked, for this user's server; a user's own token needs no name for the default server."""
         query = {name: value for name, value in (("username", username), ("server_name", server_name)) if value}
-        options: dict[str, Any] = await self._ask("GET", "options", params=query)
-        return options
+        return _object(await self._ask("GET", "options", params=query), "username")
 
     # -- batches
 
@@ -168,19 +166,17 @@ class LauncherClient:
         """Ask for many servers at once: ``mode`` "all" takes all or none, "some" each by itself."""
         headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
         body = {"launches": list(launches), "mode": mode}
-        batch: dict[str, Any] = await self._ask("POST", "batches", json=body, headers=headers)
-        return batch
+        return _object(await self._ask("POST", "batches", json=body, headers=headers), "items")
 
     async def get_batch(self, batch: str) -> dict[str, Any]:
         """A batch, with its launches."""
-        answer: dict[str, Any] = await self._ask("GET", f"batches/{quote(batch, safe='')}")
-        return answer
+        return _object(await self._ask("GET", f"batches/{quote(batch, safe='')}"), "items")
 
     # -- events
 
     async def past_events(self, launch: str) -> tuple[Event, ...]:
         """What has happened to a launch so far."""
-        answer = await self._ask("GET", f"{_path(launch)}/events")
+        answer = _object(await self._ask("GET", f"{_path(launch)}/events"), "items")
         return tuple(Event(item["event"], item["data"], item["id"]) for item in answer["items"])
 
     async def events(self, launch: str, after: int = 0) -> AsyncGenerator[Event, None]:
@@ -211,7 +207,9 @@ class LauncherClient:
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": str(after)} if after else {})}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=_SILENCE)
         try:
-            async with self._open.get(self.url + path, headers=headers, timeout=timeout) as response:
+            async with self._open.get(
+                self.url + path, headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
                 if response.status != 200:
                     await _answer(response)
                     return
@@ -220,10 +218,12 @@ class LauncherClient:
                     async for event in events:
                         patience.renew()
                         data = json.loads(event.data)
+                        if not isinstance(data, dict):
+                            raise ValueError("an event that is no object")
                         launch = _launch(data["launch"]) if isinstance(data.get("launch"), dict) else None
                         number = 0 if "position" in data else int(event.id or 0)
                         yield Event(event.name, data, number, launch)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError) as error:
             raise _unreachable(self.url, error) from error
 
     # -- requests
@@ -240,7 +240,9 @@ class LauncherClient:
         timeout = aiohttp.ClientTimeout(total=self._timeout + longer)
         while True:
             try:
-                async with self._open.request(method, self.url + path, timeout=timeout, **kwargs) as response:
+                async with self._open.request(
+                    method, self.url + path, timeout=timeout, allow_redirects=False, **kwargs
+                ) as response:
                     return await _answer(response)
             except (aiohttp.ClientError, TimeoutError) as error:
                 problem: Temporary = _unreachable(self.url, error)
@@ -314,11 +316,11 @@ async def _answer(response: aiohttp.ClientResponse) -> Any:
     """
     try:
         body = json.loads(text) if (text := await response.text()) else None
-    except ValueError:
+    except (ValueError, RecursionError):
         body = ""
-    if response.status < 400 and body != "":
+    if 200 <= response.status < 300 and body != "":
         return body
-    if isinstance(body, dict) and body.keys() >= _ERROR:
+    if _is_error(body):
         error = errors.restored(body)
         error.retry_after = _seconds(response.headers.get("Retry-After"))
         raise error
@@ -330,8 +332,27 @@ async def _answer(response: aiohttp.ClientResponse) -> Any:
     )
 
 
+def _is_error(body: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether it has the one shape of errors."""
+    if not isinstance(body, dict) or not body.keys() >= _ERROR:
+        return False
+    return isinstance(body["status"], int) and isinstance(body["details"], dict)
+
+
+def _object(answer: Any, field: str) -> dict[str, Any]:
+    """An answer, which is to have this field.
+
+    Raises:
+        LauncherError: it does not.
+
+    """
+    if not isinstance(answer, dict) or field not in answer:
+        raise LauncherError(f"The launcher's answer has no {field}.", reason="not_the_launcher")
+    return answer
+
+
 def _seconds(header: str | None) -> float | None:
-    return float(header) if header and header.isdigit() else None
+    return float(header) if header and header.isascii() and header.isdigit() else None
 
 
 def _unreachable(url: str, error: BaseException) -> Unreachable:

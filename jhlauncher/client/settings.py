@@ -61,13 +61,21 @@ def settings(url: str | None = None, token: str | None = None, file: str | os.Pa
         token = kept.get("token", "")
     if not url:
         raise SettingsMissing(f"Where is the launcher? Set ${URL_ENV}, or url in {file or usual_file()}.")
-    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+    if not _good(url):
         raise SettingsMissing(f"The launcher's address must be https://HUB/services/launcher/, not {url!r}.")
     if not token:
         raise SettingsMissing(f"There is no token for {url}. Set ${TOKEN_ENV}, or token in {file or usual_file()}.")
     if not token.isascii() or not token.isprintable() or " " in token:
         raise SettingsMissing("The token has characters that no token of JupyterHub's has.")
     return Settings(url.rstrip("/") + "/", token)
+
+
+def _good(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
+    except ValueError:
+        return False
 
 
 def _same(one: str, other: str) -> bool:

@@ -140,7 +140,8 @@ class BaseHandler(RequestHandler):
             ShuttingDown: the service stops.
 
         """
-        if self._gone:
+        if self._gone or self.request.connection.stream.closed():  # type: ignore[union-attr]
+            # of a client that leaves right after asking, Tornado does not tell
             work.close()
             raise Finish
         self._task = task = asyncio.current_task()
@@ -181,6 +182,7 @@ class BaseHandler(RequestHandler):
         self.set_header("Content-Type", "application/json")
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 
     def compute_etag(self) -> None:
         """No tags: what this service says changes, and is not to be cached."""
@@ -230,7 +232,8 @@ class BaseHandler(RequestHandler):
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log a traceback for bugs only: what has a name is told where it happens, and in the access log."""
-        if not isinstance(value, LauncherError | Finish):
+        refused = isinstance(value, HTTPError) and value.status_code < 500  # its words may be the caller's
+        if not refused and not isinstance(value, LauncherError | Finish):
             super().log_exception(typ, value, tb)
 
 

@@ -42,6 +42,8 @@ class HubHandler(HubOAuthenticated, BaseHandler):  # type: ignore[misc]  # of wh
     caller: Caller
     in_browser = False
     """Whether a cookie said who calls."""
+    navigable = False
+    """Whether browsers go here by themselves, without a script of the page's that proves where it comes from."""
 
     @property
     def services(self) -> Services:
@@ -71,7 +73,8 @@ class HubHandler(HubOAuthenticated, BaseHandler):  # type: ignore[misc]  # of wh
         token = match[1] if match else self._token_of_cookie() if header is None else None
         if not token:
             raise Unauthenticated("Send a JupyterHub token: `Authorization: token ...`.")
-        return await self.services.parts.hub.identify(token)
+        session = self.hub_auth.get_session_id(self) if self.in_browser else ""
+        return await self.services.parts.hub.identify(token, session)
 
     def _token_of_cookie(self) -> str | None:
         """The token of a browser's session; for whatever but a navigation, the page must show its XSRF token, too."""
@@ -79,6 +82,8 @@ class HubHandler(HubOAuthenticated, BaseHandler):  # type: ignore[misc]  # of wh
         if token:
             self.in_browser = True
             try:
+                if not self.navigable and "X-XSRFToken" not in self.request.headers:
+                    raise HTTPError(403, "no XSRF token")  # which JupyterHub does not ask of navigations
                 self.check_xsrf_cookie()
             except HTTPError as error:
                 raise Forbidden(

@@ -55,7 +55,7 @@ class ContainersHandler(HubHandler):
             return {
                 "image": record.spec.image,
                 "server_name": launched.server_name,
-                "token": launched.token,
+                "token": None if self.in_browser else launched.token,
                 "url": self.absolute_url(launched.path, launched.full_url),
                 "username": launched.username,
                 "vols": sent.get("vols") or [],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
@@ -112,7 +113,7 @@ class LaunchHandler(HubHandler):
     async def view(self, record: LaunchRecord, *, with_position: bool = True) -> LaunchView:
         """The launch as this caller may see it."""
         launcher = self.services.parts.launcher
-        place = await launcher.position(record) if with_position else None
+        place = await launcher.position(record) if with_position else self.services.parts.news.place(record)
         return launch_view(
             record,
             base=self.services.prefix,
@@ -294,6 +295,8 @@ class AllEventsHandler(EventsHandler):
                     for place, happening in enumerate(wanted, start=1):
                         # only a whole chapter has been read: who comes back from its middle is told it again
                         end = chapter.seq if place == len(wanted) else None
+                        if place % 50 == 0:
+                            await asyncio.sleep(0)  # others have their turn
                         await stream.send(await self._told(happening), name=happening.event.name, id=end)
 
         return await self.stream(send)

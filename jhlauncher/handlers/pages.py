@@ -29,6 +29,7 @@ class PageHandler(HubHandler):
     """HTML, for people who have logged in at the Hub."""
 
     needs_caller = False  # `admit_person` has another way to turn strangers away
+    navigable = True
 
     async def admit_person(self) -> bool:
         """Let a person in; False if their browser has been sent to the Hub's login instead.
@@ -119,9 +120,11 @@ class LoginHandler(HubOAuthCallbackHandler, PageHandler):  # type: ignore[misc] 
             self.current_user = None
 
     def translate(self, error: BaseException | None, status_code: int = 500) -> LauncherError:
-        """JupyterHub's own words for what is wrong with a login are for people."""
+        """What is wrong with a login is not told in the words that came with it: anybody may have written them."""
         if isinstance(error, HTTPError) and error.status_code < 500:
-            return Unauthenticated(f"The login has failed: {error.log_message or error.reason}")
+            return Unauthenticated(
+                "The login has failed: it was refused, took too long, or was not begun here. Try again."
+            )
         return super().translate(error, status_code)
 
 

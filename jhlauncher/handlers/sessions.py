@@ -14,6 +14,8 @@ from ..errors import Unauthenticated
 from ..hub import Hub
 from ..signing import BadSignature, Signer
 
+_LONGEST_NEXT = 1500
+"""Characters of an address that is gone back to after the login; browsers drop cookies beyond 4 kB."""
 _LOGIN_SECONDS = 600
 """For which a login may be under way, as with JupyterHub's own."""
 
@@ -47,6 +49,8 @@ class Sessions(HubOAuth):  # type: ignore[misc]  # JupyterHub carries no types
 
     def generate_state(self, next_url: str | None = None, **extra_state: Any) -> str:
         """What is to be known when the browser comes back from the Hub."""
+        if next_url and len(next_url) > _LONGEST_NEXT:
+            next_url = None
         state = {"next_url": next_url, "nonce": secrets.token_urlsafe(8), **extra_state}
         return self._signer.seal(state, "login").rstrip("=")
 

@@ -170,7 +170,8 @@ class ContainerView(BaseModel):
 
     image: str
     server_name: str
-    token: str
+    token: str | None
+    """None for browsers, which do not need it."""
     url: str
     username: str
     vols: list[dict[str, Any]]

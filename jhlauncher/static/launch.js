@@ -44,7 +44,8 @@ export class LaunchRow {
   update(launch) {
     const before = this.launch?.state;
     this.launch = launch;
-    this.position = launch.position ?? (launch.state === "queued" ? this.position : null);
+    if (launch.state !== "queued") this.position = null;
+    else if (launch.position) Object.assign(this, { position: launch.position, estimate: launch.estimate });
     if (before !== launch.state) {
       if (launch.state === "starting") this.progress = 0;
       if (before === "starting" && launch.state === "ready") this.arrive();

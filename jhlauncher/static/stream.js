@@ -6,6 +6,7 @@ import { open } from "./api.js";
 
 const SILENCE = 45_000; // the launcher gives a sign of life every 15 seconds
 const LONGEST_DELAY = 15_000;
+const HIDDEN = 20_000; // browsers have six connections to a host, and tabs that nobody sees must not hold them
 
 /**
  * Follow a stream until `close`.
@@ -19,6 +20,8 @@ export function follow(path, tell, state) {
   let closed = false;
   let connection = null;
   let wake = null;
+  let hiding = null;
+  let paused = false;
 
   function told(name, data) {
     try {
@@ -64,6 +67,7 @@ export function follow(path, tell, state) {
 
   async function run() {
     while (!closed) {
+      if (paused) await new Promise((resolve) => (wake = resolve));
       let problem = null;
       try {
         await read();
@@ -73,6 +77,7 @@ export function follow(path, tell, state) {
         if (error.status >= 400 && !error.temporary) return state("ended", error);
       }
       if (closed) return;
+      if (paused) continue;
       const delay = Math.min(LONGEST_DELAY, 500 * 2 ** failures++) * (0.75 + Math.random() / 2);
       state("lost", problem, delay);
       await new Promise((resolve) => {
@@ -84,6 +89,19 @@ export function follow(path, tell, state) {
 
   const again = () => wake && wake();
   const gone = () => connection && connection.abort();
+  const seen = () => {
+    clearTimeout(hiding);
+    const pause = () => {
+      paused = true;
+      gone();
+    };
+    if (document.hidden) hiding = setTimeout(pause, HIDDEN);
+    else if (paused) {
+      paused = false;
+      again();
+    }
+  };
+  document.addEventListener("visibilitychange", seen);
   addEventListener("online", again);
   addEventListener("offline", gone);
   run();
@@ -92,6 +110,9 @@ export function follow(path, tell, state) {
     again,
     close() {
       closed = true;
+      clearTimeout(hiding);
+      paused = false;
+      document.removeEventListener("visibilitychange", seen);
       removeEventListener("online", again);
       removeEventListener("offline", gone);
       if (connection) connection.abort();

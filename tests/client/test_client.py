@@ -340,6 +340,40 @@ async def test_patience_begins_when_it_does_not_answer():
     assert requests == ["", "7"]
 
 
+@pytest.mark.parametrize("status", [302, 307])
+async def test_it_is_not_sent_elsewhere(status: int):
+    """Neither the token nor what is asked, which may have secrets in `env`."""
+    elsewhere: list[str] = []
+
+    async def trap(request: web.Request) -> web.StreamResponse:
+        elsewhere.append(await request.text())
+        return web.json_response({})
+
+    async with answering(trap) as away:
+
+        async def send_away(request: web.Request) -> web.StreamResponse:
+            return web.Response(status=status, headers={"Location": f"{away}launches"})
+
+        async with answering(send_away) as url, LauncherClient(url, PLATFORM_TOKEN, patience=0.1) as client:
+            with pytest.raises(LauncherError) as caught:
+                await client.submit(username="ada", image="i", env={"SECRET": "x"})
+            assert caught.value.reason == "not_the_launcher"
+            with pytest.raises(LauncherError):
+                await anext(client.events("0123456789abcdef"))
+    assert elsewhere == []
+
+
+@pytest.mark.parametrize("body", ["{}", "[]", "", '{"items": 1', "[" * 100_000])
+async def test_answers_that_make_no_sense(body: str):
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=body, headers={"Retry-After": "\u00b2"})
+
+    async with answering(answer) as url, LauncherClient(url, PLATFORM_TOKEN, patience=0.1) as client:
+        for ask in (client.options(), client.past_events("1"), anext(client.list()), client.get("1"), client.plan()):
+            with pytest.raises(LauncherError):
+                await ask
+
+
 async def test_what_can_not_be_answered_now_is_asked_again_and_done_once():
     keys: list[str] = []
 

@@ -55,6 +55,8 @@ def test_a_file_that_others_may_read_is_refused(file: Path):
         ('url = "https://x"\ntoken = "two words"', "characters that no token"),
         ('url = "https://x"', "no token for https://x"),
         ("", "Where is the launcher"),
+        ('url = "http://["\ntoken = "x"', "must be https://"),
+        ('url = "https://me:secret@hub.example.org/"\ntoken = "x"', "must be https://"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(file: Path, content: str, problem: str):
