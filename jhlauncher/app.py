@@ -18,8 +18,8 @@ from traitlets.config import Configurable
 from . import environment
 from .cli.names import COMMANDS
 from .handlers import ROUTES
-from .handlers.base import NotFoundHandler
 from .handlers.callers import Services
+from .handlers.pages import MissingHandler
 from .handlers.sessions import Sessions
 from .parts import CONFIGURABLE, Parts
 from .service import HTTPService, check_url, folder
@@ -174,7 +174,7 @@ class LauncherApp(HTTPService):
             "services": services,
             "manager": self.manager_parts,
             "cookie_secret": self.parts.signer.cookie_secret(),
-            "default_handler_class": NotFoundHandler,
+            "default_handler_class": MissingHandler,
         }
 
     @asynccontextmanager

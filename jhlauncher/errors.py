@@ -203,7 +203,7 @@ def restored(body: dict[str, Any]) -> LauncherError:
     """The error that `LauncherError.as_dict` made this of; its class has the same status and, if it can, reason."""
     tree = [LauncherError]
     for kind in tree:
-        tree += kind.__subclasses__()
+        tree += [subclass for subclass in kind.__subclasses__() if subclass.__module__ == __name__]
     fitting = [kind for kind in tree if kind.status == body["status"]]
     named = [kind for kind in fitting if vars(kind).get("reason") == body["reason"]]
     kind = [*fitting[:1], *named][-1] if fitting else CallerError if body["status"] < 500 else LauncherError

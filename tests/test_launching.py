@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -620,3 +622,26 @@ async def test_refusal_before_the_body_is_read_says_that_the_connection_closes(s
     for _ in range(3):
         status, _ = await service.request("POST", token="unknown", json={})
         assert status == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "token", "closes"),
+    [("launches", "", True), ("launches", "no-such-token", True), ("nothing", PLATFORM_TOKEN, True),
+     ("launches?limit=x", PLATFORM_TOKEN, False), ("launches", PLATFORM_TOKEN, False)],
+)  # fmt: skip
+async def test_a_connection_that_is_closed_is_said_to_be(service: Service, path: str, token: str, closes: bool):
+    """JupyterHub's proxy sends its next request over the same connection, and answers 503 when that is gone."""
+    address = urlsplit(service.url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    request = f"GET {address.path}{path} HTTP/1.1\r\nHost: x\r\n"
+    writer.write((request + (f"Authorization: token {token}\r\n" if token else "") + "\r\n").encode())
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    length = int(re.search(r"Content-Length: (\d+)", head)[1])  # type: ignore[index]
+    await reader.readexactly(length)
+    assert ("Connection: close" in head) == closes
+    writer.write((request + "\r\n").encode())
+    if closes:
+        assert await reader.read() == b""
+    else:
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 401")
+    writer.close()

@@ -13,7 +13,7 @@ from typing import Any
 
 import shtab
 
-from ..client import CallerError, Launch, LauncherClient, LauncherError, LaunchFailed
+from ..client import CallerError, InvalidRequest, Launch, LauncherClient, LauncherError, LaunchFailed
 from ..client.settings import SettingsMissing
 from ..records import ACTIVE
 from .output import Output, log_of
@@ -24,8 +24,8 @@ _STOPPING = 300
 """Seconds for a server to stop."""
 
 
-class NothingToShow(ValueError):
-    """What was asked for is not there, and never will be."""
+class Usage(ValueError):
+    """What was asked for can't be had with these arguments."""
 
 
 Command = Callable[[LauncherClient, Namespace, Output], Awaitable[int]]
@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except (LauncherError, SettingsMissing, NothingToShow) as error:
+    except (LauncherError, SettingsMissing, Usage) as error:
         output.error(error)
         return _status(error)
 
@@ -96,7 +96,7 @@ async def launch(client: LauncherClient, args: Namespace, output: Output) -> int
     if found.state == "ready":
         output.ready(found)
         return DONE
-    output.launch(found)
+    output.failed(found)
     return FAILED
 
 
@@ -108,8 +108,15 @@ async def _request(client: LauncherClient, args: Namespace) -> dict[str, Any]:
     names = ("template", "image", "server_name", "lifetime", "queue_timeout")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     lists = {"vols": args.volume, "env": dict(args.env or [])}
-    username = args.user or (await client.options())["username"]
+    username = args.user or await _own_name(client)
     return {"username": username, **given, **limits, **{name: value for name, value in lists.items() if value}}
+
+
+async def _own_name(client: LauncherClient) -> str:
+    try:
+        return str((await client.options())["username"])
+    except InvalidRequest:
+        raise Usage("This token is a service's: say whose server it will be with --user NAME.") from None
 
 
 async def _until_ready(client: LauncherClient, launch: Launch, output: Output) -> Launch:
@@ -173,8 +180,10 @@ async def logs(client: LauncherClient, args: Namespace, output: Output) -> int:
     """Print the log of a failed launch."""
     found = await client.get(args.launch)
     if found.error is None:
-        raise NothingToShow(f"The launch {args.launch} is {found.state}; only one that failed has kept its log.")
+        raise Usage(f"The launch {args.launch} is {found.state}; only one that failed has kept its log.")
     lines = list(log_of(found.error["details"]))
+    if not lines:
+        raise Usage(f"The launch {args.launch} has failed without a log: {found.error['error']}")
     if args.json:
         output.json(lines)
     else:

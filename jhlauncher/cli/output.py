@@ -90,6 +90,13 @@ class Output:
             self.line(launch.token)
         return None
 
+    def failed(self, launch: Launch) -> None:
+        """A launch that came to nothing: its end is no result, but for programs."""
+        if self._json:
+            return self.json(self._fields(launch))
+        self._failure(launch.error or {"error": f"The launch {launch.id} is {launch.state}.", "reason": launch.state})
+        return None
+
     def accepted(self, launch: Launch) -> None:
         """A launch that is not waited for."""
         if self._json:
@@ -169,9 +176,9 @@ class Output:
         if plan["error"]:
             self.line(f"It would be refused: {plan['error']['error']} ({plan['error']['reason']})")
         elif plan["decision"] == "queue":
-            self.line(f"It would wait at position {plan['position']}.")
+            self.line(f"The policy allows it: it would wait at position {plan['position']}.")
         else:
-            self.line("It would start at once.")
+            self.line("The policy allows it: it would start at once.")
         return None
 
     # -- what is no result
@@ -209,7 +216,7 @@ class Output:
             yield follow
 
     def _tell_in_lines(self, event: Event) -> None:
-        if not self._json:
+        if not self._json and not event.final:
             self._err.out(plain(event.message), highlight=False)
 
     # -- parts
@@ -225,6 +232,8 @@ class Output:
         self._err.print(f"[red]{escape(plain(error['error']))}[/] [dim]({escape(plain(error['reason']))})[/]")
         details = error.get("details") or {}
         for problem in details.get("fields", []):
+            if problem["problem"] in error["error"]:
+                continue
             self._err.print(f"  {escape(plain(problem['field']))}: {escape(plain(problem['problem']))}")
         for line in log_of(details):
             self._err.print(f"  [dim]{escape(plain(line))}[/]")

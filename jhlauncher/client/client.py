@@ -327,7 +327,8 @@ async def _answer(response: aiohttp.ClientResponse) -> Any:
     if response.status in (502, 503, 504):
         raise Unreachable(f"The launcher does not answer ({response.status}): {response.url.origin()}.")
     raise LauncherError(
-        f"{response.url.with_query(None)} is not the launcher ({response.status} {response.content_type}).",
+        f"{response.url.with_query(None)} is not the launcher ({response.status} {response.content_type}). Its address "
+        "ends in /services/launcher/, and JupyterHub knows it a few seconds after it has been started.",
         reason="not_the_launcher",
     )
 

@@ -16,7 +16,6 @@ from ..errors import (
     InvalidRequest,
     LauncherError,
     MethodNotAllowed,
-    NotFound,
     ShuttingDown,
     Unauthenticated,
 )
@@ -207,8 +206,9 @@ class BaseHandler(RequestHandler):
             self.set_header("Allow", ", ".join(methods))
         if error.retry_after is not None:
             self.set_header("Retry-After", str(math.ceil(error.retry_after)))
-        if not self._reads_body and self.request.headers.get("Content-Length", "0") != "0":
-            self.set_header("Connection", "close")  # Tornado does so when it has not read the body
+        if not self._reads_body:
+            # Tornado closes it then, and a proxy that is not told would send its next request into the void
+            self.set_header("Connection", "close")
         self.finish_error(error)
 
     def finish_error(self, error: LauncherError) -> None:
@@ -235,13 +235,3 @@ class BaseHandler(RequestHandler):
         refused = isinstance(value, HTTPError) and value.status_code < 500  # its words may be the caller's
         if not refused and not isinstance(value, LauncherError | Finish):
             super().log_exception(typ, value, tb)
-
-
-class NotFoundHandler(BaseHandler):
-    """Any other address."""
-
-    needs_caller = False
-
-    async def prepare(self) -> None:
-        """Answer 404 to every method."""
-        raise NotFound(f"There is nothing at {self.request.path}.")

@@ -108,6 +108,17 @@ class LinkHandler(PageHandler):
             self.show_launcher()
 
 
+class MissingHandler(PageHandler):
+    """Any other address."""
+
+    async def prepare(self) -> None:
+        """Lead to the page who has forgotten its slash; else answer 404 to every method."""
+        if self.request.path == self.services.prefix.rstrip("/") and self.request.method == "GET":
+            self.redirect(self.services.prefix)
+        else:
+            raise NotFound(f"There is nothing at {self.request.path}.")
+
+
 class LoginHandler(HubOAuthCallbackHandler, PageHandler):  # type: ignore[misc]  # the Hub's has no types
     """Where the Hub sends browsers back to after the login."""
 

@@ -37,9 +37,17 @@ export class LaunchForm {
    */
   constructor(root, { started, startedMany, link = new URLSearchParams() }) {
     Object.assign(this, { root, started, startedMany, link });
-    this.form = h("form", { novalidate: true, onsubmit: (event) => this.submit(event), oninput: () => this.changed() });
+    const touched = () => {
+      this.unknown = "";
+      this.changed();
+    };
+    this.fields = h("div"); // alone made anew: a button that moves under a mouse that is being pressed is not clicked
+    this.decision = h("div", { class: "decision", role: "status", "aria-live": "polite" });
+    this.button = h("button", { class: "btn btn-primary btn-lg", type: "submit" }, "Start");
+    this.form = h("form", { novalidate: true, onsubmit: (event) => this.submit(event), oninput: touched }, this.fields, this.decision, this.button);
     this.timer = null;
     this.sent = null;
+    this.unknown = ""; // what a link asks for, and is not offered
   }
 
   /** Ask what may be started, for whom it is now, and show the form. */
@@ -78,19 +86,22 @@ export class LaunchForm {
     const kept = this.form.isConnected ? this.values() : null;
     const rows = [...this.form.querySelectorAll(".row-of")];
     const focused = this.form.contains(document.activeElement) ? document.activeElement.name : "";
-    this.decision = h("div", { class: "decision", role: "status", "aria-live": "polite" });
-    this.button = h("button", { class: "btn btn-primary btn-lg", type: "submit" }, "Start");
+    const offer = JSON.stringify([request, templates]);
+    if (offer === this.offer && this.form.isConnected) {
+      this.showLimits(limits);
+      return this.changed(0);
+    }
+    this.offer = offer;
     this.limits = h("ul", { class: "limits", "aria-label": "Limits" });
     this.showLimits(limits);
     fill(
-      this.form,
+      this.fields,
       others && this.whom(user),
       nothing
         ? h("p", { class: "empty" }, "There is nothing that may be started here. An administrator's policy decides that.")
         : [this.what(properties, templates), this.resources(properties), this.more(properties), this.limits],
-      this.decision,
-      !nothing && this.button,
     );
+    this.button.hidden = nothing;
     if (!this.form.isConnected) fill(this.root, this.form);
     for (const row of rows) this.form.querySelector(`[data-field="${row.dataset.of}"] .rows`)?.append(row);
     if (kept) this.refill(kept);
@@ -269,7 +280,7 @@ export class LaunchForm {
   }
 
   names() {
-    return [...new Set(this.value("names").split(/[\s,;]+/).filter(Boolean))];
+    return [...new Set(this.value("names").split(/[\n,;]/).map((name) => name.trim()).filter(Boolean))];
   }
 
   get forClass() {
@@ -286,7 +297,10 @@ export class LaunchForm {
     const { template } = values;
     const radios = [...this.form.querySelectorAll('input[name="template"]')];
     const chosen = radios.find((radio) => radio.value === (template ?? (values.image ? OWN_IMAGE : radios[0]?.value)));
-    this.unknown = template && !chosen ? `There is no template ${template} for you.` : "";
+    const image = this.control("image");
+    const missing = values.image && image?.options && ![...image.options].some(({ value }) => value === values.image);
+    if (template && !chosen) this.unknown = `There is no template ${template} for you.`;
+    else if (missing) this.unknown = `The image ${values.image} is not allowed.`;
     const radio = chosen || radios[0];
     if (radio) radio.checked = true;
     for (const [name, value] of Object.entries(values)) {
@@ -389,7 +403,7 @@ export class LaunchForm {
   }
 
   ready(text, possible) {
-    this.button.disabled = !possible;
+    this.button.disabled = !possible || Boolean(this.unknown); // until something else is chosen
     if (this.decision.textContent === text) return; // a screen reader would say it again
     this.say(this.unknown && h("p", { class: "problem" }, this.unknown), h("p", {}, text));
   }

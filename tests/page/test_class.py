@@ -70,6 +70,19 @@ async def test_a_class_with_somebody_else_s_pupil(visit: Visit):
     await expect(batch.get_by_role("status")).to_have_text("1 ended, 1 not accepted")
 
 
+async def test_the_first_click_counts(visit: Visit):
+    """Pressing the button takes the focus from the names, whose offer is then asked for."""
+    page = await visit("teacher")
+    await page.get_by_label("For a class").check()
+    await page.get_by_label("For these people").fill(f"{PUPILS[10]}\n{PUPILS[11]}")
+    await page.get_by_text("Each server starts at once").wait_for()
+    await page.get_by_role("radio", name="broken").check()
+    await page.get_by_label("For these people").press("End")
+    await page.get_by_label("For these people").press_sequentially(f"\n{PUPILS[12]}")
+    await page.get_by_role("button", name="Start 3 servers").click(delay=300)
+    await expect(page.locator(".batch").get_by_role("status")).to_have_text("3 failed", timeout=30_000)
+
+
 async def test_a_form_for_somebody_else(visit: Visit):
     page = await visit("teacher")
     whom = page.get_by_label("Whose server", exact=True)

@@ -267,6 +267,20 @@ async def test_a_link_fills_the_form_in(visit: Visit):
     assert await page.locator(".launch").count() == 0
 
 
+async def test_a_link_to_what_is_not_offered(visit: Visit):
+    for link, said in (
+        ("launch?template=nothing", "There is no template nothing for you."),
+        ("launch?image=nothing", "The image nothing is not allowed."),
+    ):
+        page = await visit("lise", link)
+        await page.get_by_text(said).wait_for()
+        await expect(page.get_by_role("button", name="Start", exact=True)).to_be_disabled()
+        await page.get_by_role("radio", name="course-1").check()
+        await page.get_by_role("radio", name="lab").check()
+        await expect(page.get_by_role("button", name="Start", exact=True)).to_be_enabled()
+        await page.context.close()
+
+
 async def test_a_link_starts_at_once_and_leads_to_the_server(visit: Visit, hub: RealHub):
     page = await visit("hedy", "launch?template=course-1&path=api/status")
     await page.wait_for_url(f"{hub.url}user/hedy/api/status*")
@@ -304,10 +318,12 @@ async def launches_of(hub: RealHub, user: str) -> tuple[int, list[object]]:
         return response.status, (await response.json())["items"]
 
 
-async def test_errors_are_pages_for_people_only(visit: Visit):
+async def test_an_address_with_nothing_at_it(visit: Visit, hub: RealHub):
     page = await visit("tim")
     answer = await page.goto(page.url + "nothing/here")
     assert answer is not None
     assert answer.status == 404
-    body = await page.evaluate("fetch('.', {headers: {Accept: 'application/json'}}).then((answer) => answer.json())")
-    assert body["reason"] == "not_found"
+    await page.get_by_role("heading", name="This did not work").wait_for()
+    await page.goto(hub.launcher_url.rstrip("/"))
+    await page.get_by_text("starts at once").wait_for()
+    assert page.url == hub.launcher_url
