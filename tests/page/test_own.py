@@ -107,6 +107,28 @@ async def test_a_lost_connection_picks_up_where_it_was(visit: Visit):
     assert len(events) == len(set(events)), events
 
 
+async def test_a_tab_that_nobody_sees_lets_go_of_its_stream(visit: Visit):
+    """Browsers have six connections to a host: many tabs would hold up everything on it."""
+    page = await visit("mary")
+    await page.add_init_script("Object.defineProperty(document, 'hidden', { get: () => Boolean(window.away) })")
+    await page.reload()
+    await page.get_by_text("starts at once").wait_for()
+    ended: list[str] = []
+    page.on("requestfailed", lambda request: ended.append(request.url))
+    await page.clock.install()
+    look = "(away) => { window.away = away; document.dispatchEvent(new Event('visibilitychange')); }"
+    await page.evaluate(look, True)
+    await page.clock.fast_forward(30_000)
+    await expect(page.get_by_text("The connection to the launcher is lost")).to_be_hidden()
+    other = await visit("mary")
+    await start(other, "course-1")
+    await in_state(other, "ready")
+    assert any("launches/events" in url for url in ended)
+    assert await page.locator(".launch").count() == 0
+    await page.evaluate(look, False)
+    await in_state(page, "ready")
+
+
 async def test_it_says_why_before_it_is_sent(visit: Visit):
     page = await visit("edsger")
     button = page.get_by_role("button", name="Start", exact=True)
