@@ -79,7 +79,7 @@ async def test_hub_killed_in_the_middle(hub: RealHub, database_url: str):
     users, ended = names(50)
     async with running(LauncherProcess(hub, database_url)) as client:
         work = asyncio.create_task(see_through(client, users, ended))
-        await some_are_starting(client)
+        await some_are(client, "starting")
         hub.end(signal.SIGKILL)
         await asyncio.to_thread(hub.begin)
         counts = await check_accounts(hub, await work)
@@ -91,7 +91,7 @@ async def test_database_restarted_in_the_middle(hub: RealHub, postgres: Postgres
     users, ended = names(50)
     async with running(LauncherProcess(hub, postgres.database())) as client:
         work = asyncio.create_task(see_through(client, users, ended))
-        await some_are_starting(client)
+        await some_are(client, "starting")
         postgres.stop(signal.SIGQUIT)
         postgres.start()
         counts = await check_accounts(hub, await work)
@@ -106,7 +106,7 @@ async def test_one_of_two_replicas_killed(hub: RealHub, postgres: Postgres):
     one, two = (LauncherProcess(hub, url, name, settings) for name in ("one", "two"))
     async with running(one, two) as client:
         work = asyncio.create_task(see_through(client, users, ended))
-        await some_are_starting(client)
+        await some_are(client, "starting")
         one.stop(signal.SIGKILL)
         counts = await check_accounts(hub, await work)
     assert counts["ready"] == 40, counts
@@ -115,9 +115,9 @@ async def test_one_of_two_replicas_killed(hub: RealHub, postgres: Postgres):
     assert len(started) == len(set(started)), "a server was started twice"
 
 
-async def some_are_starting(client: Client) -> None:
+async def some_are(client: Client, state: str, number: int = 5) -> None:
     async with asyncio.timeout(120):
-        while len((await client.request("GET", "launches?state=starting"))[1]["items"]) < 5:
+        while len((await client.request("GET", f"launches?state={state}"))[1]["items"]) < number:
             pass
 
 
@@ -128,6 +128,7 @@ async def test_three_hundred_at_once_and_one_in_the_middle(tmp_path: Path):
         async with running(LauncherProcess(hub, f"sqlite:///{tmp_path}/launches.sqlite")) as client:
             users = [f"user{n:03}" for n in range(300)]
             ids = await asyncio.gather(*map(client.launch, users))
+            await some_are(client, "ready", 20)  # how many slots there are has been learned from the Hub's refusals
             other = Client(hub, *client.urls, token=hub.admin_token)
             try:
                 late = await other.settled(await other.launch("late"), timeout=300)

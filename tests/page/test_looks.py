@@ -82,7 +82,7 @@ async def test_a_class(visit: Visit, look: dict[str, Any]):
     number = LOOKS.index(look)
     page = await visit("teacher", **look)
     await page.get_by_label("For a class").check()
-    await page.get_by_label("For these people").fill(f"{PUPILS[number]} stranger")
+    await page.get_by_label("For these people").fill(f"{PUPILS[number]}\nstranger")
     await page.get_by_label("For these people").blur()
     await page.get_by_role("radio", name="broken").check()
     await page.get_by_text("Each server starts at once").wait_for()
