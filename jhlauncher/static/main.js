@@ -50,6 +50,7 @@ const form = new LaunchForm(at("form"), {
     if (launch.username !== page.user) list.look(true);
     if (!list.rows.has(launch.id)) list.put(launch); // else the stream was quicker, and knows more
     list.reveal(launch.id);
+    goWhenReady(list.rows.get(launch.id).launch);
   },
   startedMany(batch) {
     list.look(true);
