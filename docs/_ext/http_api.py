@@ -83,8 +83,8 @@ class Reference:
         if "items" in schema:
             kind = f"list of {self.type_of(self.resolved(schema['items']))}"
         bounds = (
-            ("exclusiveMinimum", "more than {}"), ("minimum", "at least {}"), ("ge", "at least {}"),
-            ("maximum", "at most {}"), ("le", "at most {}"), ("maxLength", "at most {} characters"),
+            ("exclusiveMinimum", "more than {}"), ("minimum", "at least {}"),
+            ("maximum", "at most {}"), ("maxLength", "at most {} characters"),
             ("maxItems", "at most {}"), ("maxProperties", "at most {}"),
         )  # fmt: skip
         return ", ".join([kind, *(words.format(schema[key]) for key, words in bounds if key in schema)])

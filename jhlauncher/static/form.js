@@ -7,7 +7,7 @@ import { duration, many, size } from "./format.js";
 
 const DELAY = 350; // milliseconds without a change before the launcher is asked
 const OWN_IMAGE = "";
-const THERE = ["server_running", "server_starting"]; // reasons: nothing is wrong but that it has been started already
+export const THERE = ["server_running", "server_starting"]; // reasons: nothing is wrong but that it has been started already
 const LIFETIME_UNITS = { minutes: 60, hours: 3600, days: 86400 };
 
 /** A labelled control, with room for what is wrong with it. */

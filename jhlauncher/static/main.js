@@ -2,7 +2,7 @@
 
 import { ask, others, page } from "./api.js";
 import { announce } from "./dom.js";
-import { LaunchForm } from "./form.js";
+import { LaunchForm, THERE } from "./form.js";
 import { title } from "./launch.js";
 import { LaunchList } from "./list.js";
 
@@ -66,7 +66,7 @@ async function startLinked() {
   const plan = await form.preview(form.user);
   if (plan.decision !== "refuse") return form.submit();
   const { reason, details } = plan.error;
-  if (!["server_running", "server_starting"].includes(reason)) return;
+  if (!THERE.includes(reason)) return;
   const launch = await ask("GET", `launches/${details.launch}`);
   if (launch.template !== template) return; // another one is in the way, and the form says so
   awaited = launch.id;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -62,17 +63,21 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealHub]:
         yield hub
 
 
-def browser_arguments() -> list[str]:
-    """Root, as whom containers often run tests, has no sandbox."""
-    return ["--no-sandbox"] if os.geteuid() == 0 else []
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    """The browser, without a window."""
+    async with async_playwright() as playwright:
+        # root, as whom containers often run tests, has no sandbox
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        await browser.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser(hub: RealHub) -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=browser_arguments())
+    async with chromium() as browser:
         yield browser
-        await browser.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")

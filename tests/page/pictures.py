@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page
 
-from tests.page.conftest import CHROMIUM, HUB, PUPILS, browser_arguments, in_state, log_in, start
+from tests.page.conftest import HUB, PUPILS, chromium, in_state, log_in, start
 from tests.real_hub import RealHub
 
 FOLDER = Path(__file__).parent.parent.parent / "docs/_static"
@@ -34,11 +34,9 @@ async def main() -> None:
     """Start a Hub, let a person and a teacher do something, and keep how that looks."""
     with tempfile.TemporaryDirectory() as folder:
         with RealHub(Path(folder), service=SERVICE, after=HUB).running() as hub:
-            async with async_playwright() as playwright:
-                browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=browser_arguments())
+            async with chromium() as browser:
                 await a_person(browser, hub)
                 await a_teacher(browser, hub)
-                await browser.close()
 
 
 async def visit(browser: Browser, hub: RealHub, user: str, **options: Any) -> Page:
