@@ -182,13 +182,16 @@ async def test_places_in_the_queue(hub: FakeHub, database_url: str):
                 await accepted(service, user)
             assert await listener.place_of("carl") == 2
             # who comes later finds the places in the list, and disturbs nobody
-            told = service.app.parts.news._told
+            before = len(listener.seen)
             async with listening(service) as later:
                 assert (await later.next())[0] == "reset"
                 status, found = await service.request("GET", "launches?state=queued")
                 assert status == 200
                 assert {launch["username"]: launch["position"] for launch in found["items"]} == {"bob": 1, "carl": 2}
-            assert service.app.parts.news._told == told
+            await accepted(service, "dora")
+            assert await listener.place_of("dora") == 3
+            told = [data["username"] for _, data in listener.seen[before:] if data["number"] is None]
+            assert told == ["dora"]
 
 
 @pytest.mark.asyncio
