@@ -18,9 +18,16 @@ from traitlets.config import Config
 from traitlets.config.loader import LazyConfigValue
 from traitlets.utils.importstring import import_item
 
+from ._version import __version__
 from .engines import ENGINES, MIXINS
 from .ports import SERVICES, free_port
-from .signing import KEY_ENV, MANAGED_ENV, MIN_KEY_LENGTH, derive_key
+from .signing import KEY_ENV, MANAGED_ENV, MIN_KEY_LENGTH, derive_key, key_fingerprint
+
+CULLER = "jupyterhub-idle-culler"
+"""The service that stops idle servers, and its role."""
+
+INFO = "jhlauncher"
+"""The key of the service's ``info`` at the Hub under which the Hub's side says how it is configured."""
 
 _NEW_SECRET = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
@@ -36,6 +43,7 @@ def install_launcher(
     signing_key: str | None = None,
     images: Iterable[str] = (),
     server_state: bool = False,
+    idle_timeout: int | None = None,
     config_file: str | None = None,
     secret_file: str | None = "jhlauncher_secret",  # noqa: S107  (a file's name)
 ) -> None:
@@ -58,6 +66,8 @@ def install_launcher(
         signing_key: the secret shared by service and spawner; derived from ``api_token`` or ``secret_file`` otherwise.
         images: what ordinary users may launch by the default policy (see `Policy.images`). Managed service only.
         server_state: let the service read the spawners' state, for the ``state`` of ``GET containers``.
+        idle_timeout: seconds without activity after which a server is stopped, by jupyterhub-idle-culler (the extra
+            "culler"), which becomes another managed service. None: servers are not stopped for that.
         config_file: configuration of the managed service.
         secret_file: where the secret is kept from which the signing key derives, if neither is given: what was
             launched before a restart of the Hub must be recognised after it. Made, for its owner's eyes only, if there
@@ -82,7 +92,8 @@ def install_launcher(
     if isinstance(images, str):
         raise ValueError(f"install_launcher: images= is a list, for example [{images!r}]")
     if engine is not None:
-        _check_installed(engine)
+        _check_installed(ENGINES[engine], f"engine={engine!r}", engine)
+    culler, culler_role = _culler(idle_timeout) if idle_timeout is not None else ([], [])
     key = signing_key or derive_key(api_token or _secret(secret_file))
     c.JupyterHub.spawner_class = _mixed(spawner_class) if spawner_class else ENGINES[engine or ""]
     c.LauncherSpawnerMixin.signing_key = key
@@ -111,13 +122,27 @@ def install_launcher(
         }
     # `servers` is what starts, stops and reads them on every version of JupyterHub
     scopes = ["admin:users", "servers", "tokens", *(["admin:server_state"] if server_state else [])]
+    scopes.append(f"read:services!service={name}")  # what the Hub's side says of itself, for `jhlauncher check`
     role = {
         "name": name if len(name) >= 3 else f"{name}-service",
         "description": "Launch servers for users, and mint tokens for them",
         "scopes": scopes,
         "services": [name],
     }
-    c["JupyterHub"] = _section(c.JupyterHub, service, role)
+    c["JupyterHub"] = _section(c.JupyterHub, [service, *culler], [role, *culler_role], key_fingerprint(key))
+
+
+def _culler(idle_timeout: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The service that stops idle servers, and its role (https://github.com/jupyterhub/jupyterhub-idle-culler)."""
+    if isinstance(idle_timeout, bool) or not isinstance(idle_timeout, int) or idle_timeout < 1:
+        raise ValueError(f"install_launcher: idle_timeout= is a whole number of seconds, not {idle_timeout!r}")
+    _check_installed("jupyterhub_idle_culler", "idle_timeout=", "culler")
+    command = [sys.executable, "-m", "jupyterhub_idle_culler", f"--timeout={idle_timeout}"]
+    scopes = ["list:users", "read:users:activity", "read:servers", "delete:servers"]
+    return (
+        [{"name": CULLER, "command": command}],
+        [{"name": CULLER, "description": "Stop idle servers", "scopes": scopes, "services": [CULLER]}],
+    )
 
 
 def _secret(file: str | None) -> str:
@@ -147,19 +172,21 @@ def _kept_secret(path: Path) -> str:
     return secret
 
 
-def _check_installed(engine: str) -> None:
-    """Say here what is missing, rather than have JupyterHub fail to import a class."""
+def _check_installed(what: str, argument: str, extra: str) -> None:
+    """Say here what is missing, rather than have JupyterHub fail to import a class or to start a service."""
     try:
-        import_item(ENGINES[engine])
+        import_item(what)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"install_launcher(engine={engine!r}) needs the package {error.name}, "
-            f"which the extra [{engine}] of jhlauncher installs"
+            f"install_launcher({argument}) needs the package {error.name}, "
+            f"which the extra [{extra}] of jhlauncher installs"
         ) from error
 
 
-def _section(values: Config, service: dict[str, Any], role: dict[str, Any]) -> Config:
-    """The section ``values``; whoever reads it finds our service and roles among the administrator's.
+def _section(
+    values: Config, services: list[dict[str, Any]], roles: list[dict[str, Any]], key_fingerprint: str
+) -> Config:
+    """The section ``values``; whoever reads it finds our services and roles among the administrator's.
 
     Added on reading, because later lines of the configuration may assign ``services`` and ``load_roles`` anew.
     traitlets reads a section with ``items`` when it merges or copies it.
@@ -167,8 +194,13 @@ def _section(values: Config, service: dict[str, Any], role: dict[str, Any]) -> C
 
     class Section(Config):
         def items(self) -> Any:
-            services, roles = (_as_list(self.get(key)) for key in ("services", "load_roles"))
-            ours = {"services": _with_service(services, service), "load_roles": _with_roles(roles, role)}
+            theirs, their_roles = (_as_list(self.get(key)) for key in ("services", "load_roles"))
+            launcher, *others = services
+            told = {**launcher, "info": {INFO: _info(self, key_fingerprint)}}
+            ours = {
+                "services": _with_services(theirs, [told, *others]),
+                "load_roles": _with_roles(their_roles, roles),
+            }
             return {**dict(super().items()), **ours}.items()
 
         def copy(self) -> dict[str, Any]:
@@ -180,26 +212,53 @@ def _section(values: Config, service: dict[str, Any], role: dict[str, Any]) -> C
     return Section(dict(values.items()))
 
 
+def _info(section: Config, key_fingerprint: str) -> dict[str, Any]:
+    """What the Hub's side says of itself to who may read this service there."""
+    spawner = section.get("spawner_class")
+    return {
+        "version": __version__,
+        "key_fingerprint": key_fingerprint,
+        "spawner_class": f"{spawner.__module__}.{spawner.__qualname__}" if isinstance(spawner, type) else str(spawner),
+        "launches": _understands_launches(spawner),
+        "named_servers": bool(section.get("allow_named_servers", False)),
+    }
+
+
+def _understands_launches(spawner: Any) -> bool:
+    from .spawner import LauncherSpawnerMixin
+
+    try:
+        return issubclass(_resolve(spawner), LauncherSpawnerMixin)
+    except (ImportError, TypeError, AttributeError):
+        return False
+
+
 def _as_list(value: Any) -> list[dict[str, Any]]:
     """The list, however it was written: assigned, or appended to with nothing assigned before."""
     return value.get_value([]) if isinstance(value, LazyConfigValue) else list(value or ())
 
 
-def _with_service(services: list[dict[str, Any]], ours: dict[str, Any]) -> list[dict[str, Any]]:
-    if any(service.get("name") == ours["name"] for service in services):
-        raise ValueError(f"There is another service named {ours['name']!r}; choose a name with install_launcher(name=)")
-    return [*services, ours]
+def _with_services(services: list[dict[str, Any]], ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    names = {service.get("name") for service in services}
+    if ours[0]["name"] in names:
+        raise ValueError(
+            f"There is another service named {ours[0]['name']!r}; choose a name with install_launcher(name=)"
+        )
+    # a culler of the administrator's own stays
+    return [*services, *(service for service in ours if service["name"] not in names)]
 
 
-def _with_roles(roles: list[dict[str, Any]], ours: dict[str, Any]) -> list[dict[str, Any]]:
+def _with_roles(roles: list[dict[str, Any]], ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The roles and ours, and every user may reach the service (JupyterHub's role "user" is everybody's)."""
-    access = f"access:services!service={ours['services'][0]}"
+    access = f"access:services!service={ours[0]['services'][0]}"
     everybody = [role for role in roles if role.get("name") == "user"] or [{"name": "user"}]
     others = [role for role in roles if role.get("name") != "user"]
+    names = {role.get("name") for role in others}
     return [
         *others,
         *({**role, "scopes": [*role.get("scopes", ["self"]), access]} for role in everybody),
-        ours,
+        ours[0],
+        *(role for role in ours[1:] if role["name"] not in names),
     ]
 
 

@@ -52,6 +52,11 @@ def derive_key(api_token: str) -> str:
     return _derive(api_token.encode(), b"jhlauncher signing key").hex()
 
 
+def key_fingerprint(key: str) -> str:
+    """Says whether two signing keys are the same, and nothing else about them."""
+    return _derive(key.encode(), b"jhlauncher key fingerprint").hex()[:16]
+
+
 def _derive(key: bytes, purpose: bytes) -> bytes:
     """A key for one purpose: HKDF-Expand (RFC 5869) for a single block."""
     return hmac.digest(key, purpose + b"\x01", "sha256")

@@ -13,13 +13,14 @@ from jupyterhub.spawner import SimpleLocalProcessSpawner
 from traitlets.config import Config
 
 from jhlauncher import install_launcher
+from jhlauncher._version import __version__
 from jhlauncher.engines.local import LauncherLocalSpawner
-from jhlauncher.signing import derive_key
+from jhlauncher.signing import derive_key, key_fingerprint
 from jhlauncher.spawner import LauncherSpawnerMixin
 
 REPOSITORY = Path(__file__).parent.parent
 INSTALL = 'from jhlauncher import install_launcher\ninstall_launcher(c, engine="local")\n'
-OURS = {"admin:users", "servers", "tokens"}
+OURS = {"admin:users", "servers", "tokens", "read:services!service=launcher"}
 
 
 def read(tmp_path: Path, text: str, *arguments: str) -> JupyterHub:
@@ -148,8 +149,43 @@ def test_external_service():
         "api_token": "super-secret",
         "oauth_client_allowed_scopes": ["admin:users", "read:users:groups", "servers"],
         "oauth_no_confirm": True,
+        "info": service["info"],
     }
     assert c.LauncherSpawnerMixin.signing_key == derive_key("super-secret")
+
+
+def test_the_hub_tells_how_it_is_configured(tmp_path: Path):
+    key = 'signing_key="a key that is long enough for signing"'
+    install = INSTALL.replace('engine="local"', f'engine="local", {key}')
+    told = services(read(tmp_path, install + "c.JupyterHub.allow_named_servers = True"))["launcher"]["info"]
+    assert told["jhlauncher"] == {
+        "version": __version__,
+        "key_fingerprint": key_fingerprint("a key that is long enough for signing"),
+        "spawner_class": "jhlauncher.engines.local.LauncherLocalSpawner",
+        "launches": True,
+        "named_servers": True,
+    }
+    told = services(read(tmp_path, install + 'c.JupyterHub.spawner_class = "simple"'))["launcher"]["info"]
+    assert (told["jhlauncher"]["spawner_class"], told["jhlauncher"]["launches"]) == ("simple", False)
+    told = services(read(tmp_path, install + 'c.JupyterHub.spawner_class = "launcher-local"'))["launcher"]["info"]
+    assert told["jhlauncher"]["launches"]
+
+
+def test_idle_servers_are_stopped_by_the_culler(tmp_path: Path):
+    install = INSTALL.replace('engine="local"', 'engine="local", idle_timeout=3600')
+    hub = read(tmp_path, install)
+    assert services(hub)["jupyterhub-idle-culler"]["command"][1:] == ["-m", "jupyterhub_idle_culler", "--timeout=3600"]
+    role = roles(hub)["jupyterhub-idle-culler"]
+    assert role["services"] == ["jupyterhub-idle-culler"]
+    assert set(role["scopes"]) == {"list:users", "read:users:activity", "read:servers", "delete:servers"}
+    # an administrator's own stays
+    mine = """
+c.JupyterHub.services = [{"name": "jupyterhub-idle-culler", "command": ["mine"]}]
+c.JupyterHub.load_roles = [{"name": "jupyterhub-idle-culler", "services": ["jupyterhub-idle-culler"]}]
+"""
+    hub = read(tmp_path, install + mine)
+    assert services(hub)["jupyterhub-idle-culler"]["command"] == ["mine"]
+    assert "scopes" not in roles(hub)["jupyterhub-idle-culler"]
 
 
 def test_any_spawner_class():
@@ -173,6 +209,8 @@ def test_server_state_is_an_extra_scope():
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
+        ({"engine": "local", "idle_timeout": 0}, "idle_timeout= is a whole number of seconds, not 0"),
+        ({"engine": "local", "idle_timeout": "1h"}, "idle_timeout= is a whole number of seconds, not '1h'"),
         ({}, "either engine= or spawner_class="),
         ({"engine": "local", "spawner_class": "simple"}, "either engine= or spawner_class="),
         ({"engine": "cloud"}, "unknown engine 'cloud'"),
@@ -222,6 +260,7 @@ from importlib.metadata import entry_points
 sys.modules.update(dict.fromkeys({others!r}))
 from traitlets.config import Config
 from jhlauncher import install_launcher
+from jhlauncher._version import __version__
 from jhlauncher.engines import ENGINES
 c = Config()
 install_launcher(c, engine={engine!r})
