@@ -40,6 +40,8 @@ class LauncherApp(HTTPService):
     description = __doc__ or ""
     classes = CONFIGURABLE
     subcommands = {
+        "check": ("jhlauncher.operations.commands.CheckApp", "Say what is wrong with a set-up before users do."),
+        "orphans": ("jhlauncher.operations.commands.OrphansApp", "Find what is left of servers that no Hub knows."),
         "demo": ("jhlauncher.demo.DemoApp", "A JupyterHub with the launcher, on this machine, to try it."),
         "manager": ("jhlauncher.manager.app.ManagerApp", "The K8s Manager: services from YAML descriptions."),
         "upgrade-db": ("jhlauncher.upgrade.UpgradeDatabase", "Bring the database to the schema of this version."),
@@ -47,6 +49,8 @@ class LauncherApp(HTTPService):
 
     def emit_subcommands_help(self) -> Generator[str, None, None]:
         """Begin with the commands for people, which are none of this application's."""
+        if not self.subcommands:
+            return
         yield "Commands"
         yield "========"
         yield "What people and scripts use; each has `jhlauncher COMMAND --help`."

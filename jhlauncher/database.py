@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -95,8 +96,11 @@ class Database(LoggingConfigurable):
             raise TraitError("Database.url must begin with sqlite:/// or postgresql://")
         if backend == "sqlite" and not url.database:
             raise TraitError("Database.url must name a file: what is kept must outlive the process")
-        self._url: URL = url.set(drivername={"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}[backend])
         self.on_sqlite = backend == "sqlite"
+        self._url: URL = url.set(drivername="sqlite" if self.on_sqlite else "postgresql+psycopg")
+        if not self.on_sqlite and "client_encoding" not in url.query:
+            # psycopg gives bytes, and not text, from a database of PostgreSQL's encoding SQL_ASCII otherwise
+            self._url = self._url.update_query_dict({"client_encoding": "utf8"})
         # of SQLite's each has a cache of its own, and only one can write
         self._connections = 3 if self.on_sqlite else 10
         self._turns = asyncio.Semaphore(self._connections)
@@ -157,11 +161,31 @@ class Database(LoggingConfigurable):
         with self._connected() as connection:
             if not self.on_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))  # replicas start at once
-            version, head = _version(connection), _script().get_current_head()
-            if version is None and not sa.inspect(connection).has_table("launches"):
+            if self._current(connection) is None:
                 _upgrade(connection)
-            elif version != head:
-                self._refuse(version)
+
+    def look(self) -> str | None:
+        """The version of the schema, None if the database is yet to get one; changes nothing.
+
+        Raises:
+            TraitError: the database can't be opened, or its schema is of another version.
+
+        """
+        path = Path(self.file)
+        if self.on_sqlite and not path.exists():
+            if not os.access(path.parent, os.W_OK):
+                raise TraitError(f"the database {self.label} can't be made: its folder is missing, or not writable")
+            return None
+        with self._connected() as connection:
+            return self._current(connection)
+
+    def _current(self, connection: sa.Connection) -> str | None:
+        version = _version(connection)
+        if version is None and not sa.inspect(connection).has_table("launches"):
+            return None
+        if version != _script().get_current_head():
+            self._refuse(version)
+        return version
 
     def _refuse(self, version: str | None) -> None:
         known = {revision.revision for revision in _script().walk_revisions()}

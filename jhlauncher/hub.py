@@ -21,7 +21,7 @@ from traitlets import Float
 from . import sse
 from .errors import AnswerLost, HubUnavailable, InvalidRequest, LauncherError, Unauthenticated
 from .models import Caller
-from .signing import token_note
+from .signing import noted, token_note
 from .transport import Transport, strange
 
 NEEDED_SCOPES = {"admin:users", "servers", "tokens"}
@@ -146,6 +146,11 @@ class Hub(Transport):
                 await asyncio.sleep(delay)
                 delay = min(max(delay, 0.05) * 2, 5)
 
+    async def service(self, name: str) -> JsonObject | None:
+        """The Hub's model of a service, None if it does not show us one of this name."""
+        reply = await self._request("GET", f"/services/{quote(name, safe='')}", expected=(403, 404))
+        return dict(reply.body) if reply.status == 200 else None
+
     # -- users and servers
 
     async def check(self) -> frozenset[str]:
@@ -197,6 +202,15 @@ class Hub(Transport):
                 yield user
             following = reply["_pagination"]["next"]
             offset = following["offset"] if following else None
+
+    async def users_with_stopped_servers(self) -> AsyncGenerator[JsonObject, None]:
+        """The Hub's models of all users, with their named servers that do not run, too."""
+        async for user in self._users("&include_stopped_servers=1"):
+            yield user
+
+    async def remove_server(self, user: str, server: str) -> None:
+        """Have the Hub forget a named server."""
+        await self._request("DELETE", _path(user, server), json={"remove": True}, expected=(404,))
 
     async def members(self, groups: frozenset[str]) -> frozenset[str]:
         """The users in any of these groups, as they were up to `auth_cache_seconds` ago."""
@@ -297,12 +311,20 @@ class Hub(Transport):
 
     async def revoke_tokens(self, user: str, server: str, launch: str = "") -> None:
         """Revoke what `create_token` made for this server, or only for one launch of it."""
+        for token in await self.launchers_tokens(user):
+            if token["server"] == server and launch in ("", token["launch"]):
+                await self.delete_token(user, token["id"])
+
+    async def launchers_tokens(self, user: str) -> list[JsonObject]:
+        """The Hub's models of what `create_token` made for this user, each with its ``server`` and ``launch``."""
         reply = await self._request("GET", _path(user) + "/tokens", expected=(404,))
         tokens = reply["api_tokens"] if reply.status == 200 else []
-        note = token_note(user, server) + launch
-        ours = [token["id"] for token in tokens if (token["note"] or "").startswith(note)]
-        for token_id in ours:
-            await self._request("DELETE", f"{_path(user)}/tokens/{token_id}", expected=(404,))
+        whose = [(token, noted(user, token["note"] or "")) for token in tokens]
+        return [{**token, "server": of[0], "launch": of[1]} for token, of in whose if of]
+
+    async def delete_token(self, user: str, token_id: str) -> None:
+        """Revoke a token; nothing happens if it is gone."""
+        await self._request("DELETE", f"{_path(user)}/tokens/{token_id}", expected=(404,))
 
 
 def _outcome(status: int, message: str) -> Outcome:

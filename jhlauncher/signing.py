@@ -39,6 +39,13 @@ def token_note(user: str, server: str) -> str:
     return f"{TOKEN_NOTE} {user}/{server} ("
 
 
+def noted(user: str, note: str) -> tuple[str, str] | None:
+    """The server and the launch of this user's in a token's note; None if it is not the launcher's."""
+    begin = f"{TOKEN_NOTE} {user}/"
+    server, found, launch = note.removeprefix(begin).rpartition(" (")
+    return (server, launch.removesuffix(")")) if note.startswith(begin) and found else None
+
+
 Purpose = Literal["env", "token", "failure", "ended", "login"]
 """Of what is sealed; some of it, people get to see, and may send elsewhere."""
 

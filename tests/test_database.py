@@ -10,6 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -47,6 +48,17 @@ async def test_empty_database_gets_the_schema(database_url: str):
         database = opened(database_url)
         await database.start()
         await database.stop()
+
+
+@pytest.mark.asyncio
+async def test_database_without_an_encoding(postgres: Postgres):
+    """As PostgreSQL's initdb makes them where no locale is set, in containers."""
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE ascii ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    database = opened(postgres.url("ascii"))
+    await database.start()
+    assert await database.read(lambda connection: connection.scalar(sa.text("SELECT 'é'"))) == "é"
+    await database.stop()
 
 
 @pytest.mark.asyncio

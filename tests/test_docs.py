@@ -95,7 +95,7 @@ def test_every_fence_names_its_language():
 
 
 def test_the_local_recipe_is_the_configuration_in_etc():
-    example = (REPOSITORY / "etc/jupyterhub/jupyterhub_config.py").read_text()
+    example = (REPOSITORY / "etc/jupyterhub/local/jupyterhub_config.py").read_text()
     code = re.sub(r"  # noqa: \w+$", "", example.split('"""')[2].strip(), flags=re.MULTILINE)
     assert f"```python\n{code}\n```" in DOCS["howto-local.md"]
 

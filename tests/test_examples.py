@@ -220,5 +220,5 @@ def test_data():
 
 def test_the_how_to_has_the_whole_example_of_etc():
     [block] = [b for b in blocks_of("howto-local.md") if b.is_configuration and "load_roles" in b.text]
-    whole = (REPOSITORY / "etc/jupyterhub/jupyterhub_config.py").read_text().partition('"""\n\n')[2]
+    whole = (REPOSITORY / "etc/jupyterhub/local/jupyterhub_config.py").read_text().partition('"""\n\n')[2]
     assert re.sub(r"  # noqa.*", "", whole) == block.text

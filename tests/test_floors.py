@@ -57,6 +57,15 @@ cli.commands
 app manager.app demo
 upgrade __main__
 """
+# for those who run it, of both sides
+OPERATIONS = """
+operations operations.findings operations.probing
+operations.found
+operations.on_docker operations.on_kubernetes operations.on_local
+operations.hub_config operations.service_side
+operations.hub_side operations.orphans
+operations.commands
+"""
 # what runs inside the Hub
 SIDE = """
 engines steps engines.docker_events engines.fresh_volumes engines.pulling
@@ -74,7 +83,7 @@ def numbered(lines: str) -> dict[str, int]:
     return {name: number for number, line in enumerate(lines.splitlines()) for name in line.split()}
 
 
-HOUSE, BESIDE = numbered(LINES), numbered(SIDE)
+HOUSE, BESIDE, OPERATED = numbered(LINES), numbered(SIDE), numbered(OPERATIONS)
 
 
 def modules() -> dict[str, Path]:
@@ -99,7 +108,7 @@ def imports(name: str, path: Path) -> set[str]:
 
 
 def test_every_module_has_its_place():
-    assert modules().keys() == HOUSE.keys() | BESIDE.keys()
+    assert modules().keys() == HOUSE.keys() | BESIDE.keys() | OPERATED.keys()
 
 
 @pytest.mark.parametrize("name", HOUSE)
@@ -112,3 +121,9 @@ def test_imports_run_down(name: str):
 def test_the_hubs_side_sees_only_the_ground_and_itself(name: str):
     for imported in imports(name, modules()[name]) - set(GROUND):
         assert BESIDE.get(imported, math.inf) < BESIDE[name], f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("name", OPERATED)
+def test_operations_see_both_sides_and_nobody_sees_them(name: str):
+    for imported in imports(name, modules()[name]) - HOUSE.keys() - BESIDE.keys():
+        assert OPERATED.get(imported, math.inf) < OPERATED[name], f"{name} imports {imported}"

@@ -237,7 +237,7 @@ def test_another_service_of_that_name_is_said():
 def test_example_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PLATFORM_TOKEN", "token of the platform")
     monkeypatch.setenv("LOGIN_PASSWORD", "a long enough password")
-    hub = read(tmp_path, (REPOSITORY / "etc/jupyterhub/jupyterhub_config.py").read_text())
+    hub = read(tmp_path, (REPOSITORY / "etc/jupyterhub/local/jupyterhub_config.py").read_text())
     assert services(hub).keys() == {"launcher", "platform"}
     assert roles(hub).keys() == {"launcher", "platform", "user"}
 

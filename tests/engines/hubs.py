@@ -198,6 +198,7 @@ c.LauncherSwarmSpawner.scheduling_timeout = 3
         where = ["--network", self._network, "--publish", f"127.0.0.1:{port}:{port}", "--workdir", str(self.folder)]
         mounts = ["-v", f"{self.folder}:{self.folder}", "-v", "/var/run/docker.sock:/var/run/docker.sock"]
         hub = ["jupyterhub", "--config", "jupyterhub_config.py"]
+        where += ["--user", "root"]  # whose the folder is
         return ["docker", "run", "--rm", "--init", "--name", f"{self.id}-hub", *where, *mounts, self.hub_image, *hub]
 
     @contextmanager
@@ -215,7 +216,7 @@ c.LauncherSwarmSpawner.scheduling_timeout = 3
 
 
 class KubernetesHub(EngineHub):
-    """The Hub has a namespace of its own, and the rights in it that ``etc/kubernetes/rbac.yaml`` gives."""
+    """The Hub has a namespace of its own, and the rights in it that ``etc/kubernetes/hub/rbac.yaml`` gives."""
 
     engine = "kubernetes"
     writer_image = "root"  # volumes of a hostPath provisioner are root's, and know no fsGroup
@@ -256,7 +257,7 @@ c.LauncherKubeSpawner.scheduling_timeout = 3
 
     async def _prepare(self, api: Any) -> None:
         await api.create_namespace({"metadata": {"name": self.id}})
-        documents = list(yaml.safe_load_all((REPOSITORY / "etc/kubernetes/rbac.yaml").read_text()))
+        documents = list(yaml.safe_load_all((REPOSITORY / "etc/kubernetes/hub/rbac.yaml").read_text()))
         for document in documents:
             if document["kind"] == "Role" and self._without:
                 resource, verb = self._without
@@ -304,7 +305,7 @@ def write_kubeconfig(path: Path, token: str) -> None:
 
 
 @contextmanager
-def _one_at_a_time() -> Iterator[None]:
+def one_at_a_time() -> Iterator[None]:
     """Test processes build no image twice at the same time."""
     with Path("/tmp/jhlauncher-test-images.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -315,10 +316,10 @@ def test_images(client: Any) -> dict[str, str]:
     """Images on the base of JHLAUNCHER_TEST_IMAGE."""
     base = os.environ["JHLAUNCHER_TEST_IMAGE"]
     images = {"image": base}
-    with _one_at_a_time():
+    with one_at_a_time():
         for name, line in DOCKERFILES.items():
             images[name] = f"jhlauncher-test:{name}"
-            _build(client, images[name], fileobj=io.BytesIO(f"FROM {base}\n{line}\n".encode()))
+            build(client, images[name], fileobj=io.BytesIO(f"FROM {base}\n{line}\n".encode()))
     return images
 
 
@@ -326,25 +327,39 @@ test_images.__test__ = False  # type: ignore[attr-defined]
 
 
 def hub_image(client: Any) -> str:
-    """The image that etc/docker/Dockerfile describes, with the versions that are tested here."""
-    base = os.environ.get("JHLAUNCHER_TEST_BASE_IMAGE", "debian-python:test")
-    old = jupyterhub.version_info[0] < 6
-    name = f"jhlauncher-hub:{'oldest' if old else 'newest'}"
-    arguments = {"BASE_IMAGE": base, "EXTRAS": "swarm", "LOCK": f"requirements/{'oldest' if old else 'lock'}.txt"}
-    certificates = "/etc/ssl/certs/ca-certificates.crt"
-    with _one_at_a_time():
-        _build(
+    """The image of a Hub that etc/docker/Dockerfile describes, with the versions that are tested here."""
+    return _image(client, "hub", EXTRAS="swarm" if _OLD else "culler,docker,kubernetes,oauth,postgresql,swarm")
+
+
+def launcher_image(client: Any) -> str:
+    """The image of the launcher that etc/docker/Dockerfile describes."""
+    return _image(client, "launcher")
+
+
+_OLD = jupyterhub.version_info[0] < 6
+
+
+def _image(client: Any, target: str, **arguments: str) -> str:
+    name = f"jhlauncher-{target}:{'oldest' if _OLD else 'newest'}"
+    base = {
+        "BASE_IMAGE": os.environ.get("JHLAUNCHER_TEST_BASE_IMAGE", "debian-python:test"),
+        "LOCK": f"requirements/{'oldest' if _OLD else 'lock'}.txt",
+        "PIP_CERT": "/etc/ssl/certs/ca-certificates.crt",
+    }
+    with one_at_a_time():
+        build(
             client,
             name,
             path=str(REPOSITORY),
             dockerfile="etc/docker/Dockerfile",
-            buildargs={**arguments, "PIP_CERT": certificates},
+            target=target,
+            buildargs={**base, **arguments},
             network_mode="host",
         )
     return name
 
 
-def _build(client: Any, tag: str, **source: Any) -> None:
+def build(client: Any, tag: str, **source: Any) -> None:
     log = list(client.build(tag=tag, rm=True, decode=True, **source))
     errors = [event["error"] for event in log if "error" in event]
     assert not errors, "".join(event.get("stream", "") for event in log[-30:]) + errors[0]

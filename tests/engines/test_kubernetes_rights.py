@@ -1,4 +1,4 @@
-"""The rights in etc/kubernetes/rbac.yaml are enough, and none of them is superfluous."""
+"""The rights in etc/kubernetes/hub/rbac.yaml are enough, and none of them is superfluous."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [
 
 ROLE = next(
     document
-    for document in yaml.safe_load_all((REPOSITORY / "etc/kubernetes/rbac.yaml").read_text())
+    for document in yaml.safe_load_all((REPOSITORY / "etc/kubernetes/hub/rbac.yaml").read_text())
     if document["kind"] == "Role"
 )
 RIGHTS = [(rule["resources"][0], verb) for rule in ROLE["rules"] for verb in rule["verbs"]]

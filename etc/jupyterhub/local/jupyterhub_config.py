@@ -10,10 +10,13 @@ import os
 
 from jhlauncher import install_launcher
 
-c = get_config()  # noqa: F821
+c = get_config()
 
-# the launcher: a managed service at /services/launcher/, its role, and the spawner
-install_launcher(c, engine="local", images=["singleuser"])
+# the launcher: a service at /services/launcher/, its role, and the spawner; the Hub manages it, or it runs elsewhere
+if "LAUNCHER_URL" in os.environ:
+    install_launcher(c, engine="local", url=os.environ["LAUNCHER_URL"], api_token=os.environ["LAUNCHER_TOKEN"])
+else:
+    install_launcher(c, engine="local", images=["singleuser"])
 if os.geteuid() == 0:
     c.Spawner.args = ["--allow-root"]  # Jupyter refuses to run as root otherwise
 c.LauncherLocalSpawner.root_dir = os.path.abspath("servers")  # noqa: PTH100
@@ -23,6 +26,11 @@ c.JupyterHub.authenticator_class = "shared-password"  # every name with this pas
 c.SharedPasswordAuthenticator.user_password = os.environ["LOGIN_PASSWORD"]
 c.Authenticator.allow_all = True
 c.JupyterHub.allow_named_servers = True
+
+# HTTPS, where the proxy is to speak it
+if "TLS_CERT" in os.environ:
+    c.JupyterHub.bind_url = "https://:8443"
+    c.JupyterHub.ssl_cert, c.JupyterHub.ssl_key = os.environ["TLS_CERT"], os.environ["TLS_KEY"]
 
 # a platform that launches for everyone: send this token to /services/launcher/containers
 c.JupyterHub.services = [{"name": "platform", "api_token": os.environ["PLATFORM_TOKEN"]}]

@@ -1,0 +1,1 @@
+../../kubernetes/hub/jupyterhub_config.py

@@ -1,0 +1,1 @@
+../../swarm/jupyterhub_config.py

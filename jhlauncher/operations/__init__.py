@@ -1,0 +1,1 @@
+"""For those who run it: `jhlauncher check` and `jhlauncher orphans`."""

@@ -1,0 +1,267 @@
+"""``jhlauncher check`` and ``jhlauncher orphans``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from traitlets import Bool, Enum, TraitError, Unicode
+
+from .. import environment
+from ..app import LauncherApp
+from ..cli.output import plain
+from ..client.settings import TOKEN_ENV
+from ..database import Database
+from ..engines import ENGINES
+from ..errors import LauncherError
+from ..hub import Hub
+from . import hub_side
+from .findings import Finding, Status, good, problem
+from .found import EngineUnavailable
+from .hub_config import HubConfigBroken, HubSide
+from .orphans import Orphan, Orphanage
+from .service_side import ServiceSide
+
+_SIGNS: dict[Status, str] = {
+    "ok": "[green]✓[/]",
+    "warning": "[yellow]![/]",
+    "problem": "[bold red]✗[/]",
+    "skipped": "[dim]-[/]",
+}
+FINE, FOUND, UNKNOWN = 0, 1, 4
+"""Exit statuses: nothing is wrong, or was left; something is; it could not be found out."""
+
+
+class OperationsApp(LauncherApp):
+    """What the two commands share."""
+
+    subcommands = {}
+    aliases = {
+        "config": "HTTPService.config_file",
+        "f": "HTTPService.config_file",
+        "hub-config": "OperationsApp.hub_config",
+    }
+    flags = {"json": ({"OperationsApp": {"as_json": True}}, "Print JSON.")}
+
+    hub_config = Unicode(
+        help="The Hub's jupyterhub_config.py. Run this where the Hub runs, in its folder and with its environment."
+    ).tag(config=True)
+    as_json = Bool(False, help="Print JSON.").tag(config=True)
+
+    def prepare(self) -> None:
+        """Take what the service would; whether it is as it should be, is for the commands to say."""
+        self.log.setLevel(logging.ERROR)
+        self.hub = Hub(parent=self, retry_timeout=0)
+        self.database = Database(parent=self)
+        self.out = Console(highlight=False, soft_wrap=True)
+
+    def start(self) -> None:
+        """Run the command, and leave with its status."""
+        try:
+            sys.exit(asyncio.run(self.run()))
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    def run(self) -> Coroutine[Any, Any, int]:
+        """What the command does; the exit status."""
+        raise NotImplementedError
+
+    def _json(self, what: Any) -> None:
+        sys.stdout.write(json.dumps(what, indent=2) + "\n")
+
+
+class CheckApp(OperationsApp):
+    """Says what is wrong with a set-up before users do.
+
+    Where the service runs, with its environment: settings, the Hub, token, scopes, signing key, clock, database, and
+    whether clients reach it. Where the Hub runs, with --hub-config: spawner class, role, engine and the rights there.
+    Give both on one machine. Exit status: 0 if launches can work, 1 if something is wrong, 2 for wrong arguments.
+    """
+
+    name = "jhlauncher check"
+    description = __doc__ or ""
+
+    async def run(self) -> int:
+        """Look at everything, and tell."""
+        findings = []
+        async for finding in self._findings():
+            findings.append(finding)
+            if not self.as_json:
+                self._tell(finding)
+        problems = sum(finding.status == "problem" for finding in findings)
+        warnings = sum(finding.status == "warning" for finding in findings)
+        if self.as_json:
+            self._json([asdict(finding) for finding in findings])
+        else:
+            self.out.print(f"\n{_count(problems, 'problem')}, {_count(warnings, 'warning')}.")
+        return FOUND if problems else FINE
+
+    async def _findings(self) -> AsyncIterator[Finding]:
+        hub = None
+        if self.hub_config:
+            try:
+                hub = HubSide.read(self.hub_config)
+            except HubConfigBroken as error:
+                yield problem("configuration", str(error), "Mend it: JupyterHub does not start with it, either.")
+        public_url = self.public_url or (hub.public_url if hub else "")
+        if hub:
+            async for finding in hub_side.findings(hub, public_url):
+                yield finding
+        if self.hub.api_token or not hub:
+            async for finding in ServiceSide(self, self.hub, self.database, public_url).findings():
+                yield finding
+        elif hub.launcher and hub.launcher.get("url") and not hub.launcher.get("command"):
+            yield good("service", "It is external: run this where it runs, too, without --hub-config.")
+
+    def _tell(self, finding: Finding) -> None:
+        if not self.out.is_terminal:
+            remedy = f" -> {finding.remedy}" if finding.remedy else ""
+            self.out.out(f"{finding.status:8} {finding.check}: {plain(finding.message)}{remedy}")
+            return
+        line = Table.grid(padding=(0, 1))
+        line.add_column(width=1)
+        line.add_column(width=16)
+        line.add_column(overflow="fold")
+        line.add_row(_SIGNS[finding.status], finding.check, _plain(finding.message))
+        if finding.remedy:
+            line.add_row("", "", f"[bold]→[/] {_plain(finding.remedy)}")
+        self.out.print(line, soft_wrap=False)
+
+
+class OrphansApp(OperationsApp):
+    """Finds what is left of servers that no Hub knows any more, and removes it on demand.
+
+    Containers, services, pods and processes of this Hub's servers that it does not know; tokens of the launcher's for
+    servers that do not run; named servers of launches that never came up. Run it where the Hub runs, with --hub-config:
+    there the engine is. It asks the Hub with a token from --token-file, JUPYTERHUB_API_TOKEN or JHLAUNCHER_TOKEN, which
+    needs the scopes admin:users, servers and tokens. Exit status: 0 if nothing is left, 1 if something is, 4 if the
+    engine or the Hub can't be asked.
+    """
+
+    name = "jhlauncher orphans"
+    description = __doc__ or ""
+    aliases = {
+        **OperationsApp.aliases,
+        "engine": "OrphansApp.engine",
+        "api-url": "OrphansApp.servers_api_url",
+        "token-file": "OrphansApp.token_file",
+    }
+    flags = {
+        **OperationsApp.flags,
+        "remove": ({"OrphansApp": {"remove": True}}, "Remove what was found."),
+        "hub-gone": ({"OrphansApp": {"hub_gone": True}}, "There is no Hub any more: no server is known to anybody."),
+    }
+
+    engine = Enum(
+        ["", *ENGINES],
+        "",
+        help="Look at this engine, as it is by default, in place of the one in --hub-config: docker, swarm, ...",
+    ).tag(config=True)
+    servers_api_url = Unicode(
+        help="The Hub's API as its servers know it (their JUPYTERHUB_API_URL). Default: what --hub-config says."
+    ).tag(config=True)
+    token_file = Unicode(help="A file with the token for the Hub.").tag(config=True)
+    remove = Bool(False, help="Remove what was found.").tag(config=True)
+    hub_gone = Bool(False, help="There is no Hub any more.").tag(config=True)
+
+    async def run(self) -> int:
+        """Find them, and perhaps remove them."""
+        try:
+            hub_side = self._hub_side()
+            api_url = (self.servers_api_url or hub_side.api_url).rstrip("/")
+            engine = hub_side.engine()
+            if self.hub_gone:
+                return await self._see_to(Orphanage(engine, None, api_url))
+            self._take_token(hub_side)
+            await self.hub.start()
+            try:
+                return await self._see_to(Orphanage(engine, self.hub, api_url))
+            finally:
+                await self.hub.stop()
+        except (HubConfigBroken, EngineUnavailable, LauncherError) as error:
+            message = error.message if isinstance(error, LauncherError) else str(error)
+            sys.stderr.write(f"jhlauncher orphans: {message}\n")
+            return UNKNOWN
+
+    def _hub_side(self) -> HubSide:
+        if bool(self.hub_config) == bool(self.engine):
+            raise TraitError("give either --hub-config, or --engine and --api-url")
+        if self.engine and not self.servers_api_url:
+            raise TraitError("--engine needs --api-url: by it, this Hub's servers are told from others'")
+        return HubSide.of_engine(self.engine) if self.engine else HubSide.read(self.hub_config)
+
+    def _take_token(self, hub: HubSide) -> None:
+        """The token and the address with which the Hub is asked."""
+        if self.token_file:
+            try:
+                self.hub.api_token = Path(self.token_file).read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise TraitError(f"the token can't be read from {self.token_file}: {error}") from None
+        self.hub.api_token = self.hub.api_token or environment.text(TOKEN_ENV) or hub.token
+        self.hub.api_url = self.hub.api_url or (hub.near_api_url if self.hub_config else self.servers_api_url)
+        self.hub.validate_settings()
+
+    async def _see_to(self, orphanage: Orphanage) -> int:
+        with Console(stderr=True).status("Looking at the engine and the Hub"):
+            orphans = [orphan async for orphan in orphanage.find()]
+        done: dict[int, str] = {}
+        if self.remove:
+            for number, orphan in enumerate(orphans):
+                done[number] = await self._removed(orphanage, orphan)
+        if self.as_json:
+            self._json([_model(orphan, done.get(number)) for number, orphan in enumerate(orphans)])
+        else:
+            self._print(orphans, done)
+        left = [number for number in range(len(orphans)) if done.get(number) not in ("removed", "in use")]
+        return FOUND if left else FINE
+
+    async def _removed(self, orphanage: Orphanage, orphan: Orphan) -> str:
+        try:
+            return "removed" if await orphanage.remove(orphan) else "in use"
+        except EngineUnavailable as error:
+            return f"not removed: {error}"
+        except LauncherError as error:
+            return f"not removed: {error.message}"
+
+    def _print(self, orphans: list[Orphan], done: dict[int, str]) -> None:
+        if not orphans:
+            self.out.print("Nothing is left over.")
+            return
+        if not self.out.is_terminal:
+            for number, orphan in enumerate(orphans):
+                server = f"{orphan.user}/{orphan.server}".rstrip("/")
+                fields = (orphan.kind, orphan.name, server, orphan.since, orphan.why, done.get(number, ""))
+                self.out.out("\t".join(map(plain, fields)).rstrip())
+            return
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for title in ("Kind", "Name", "User", "Server", "Since", "Why", *(["Done"] if done else [])):
+            table.add_column(title, overflow="fold")
+        for number, orphan in enumerate(orphans):
+            fields = (orphan.kind, orphan.name, orphan.user, orphan.server, orphan.since, orphan.why)
+            table.add_row(*map(_plain, fields), *([_plain(done[number])] if done else []))
+        self.out.print(table, soft_wrap=False)
+        if not done:
+            self.out.print(f"\n{_count(len(orphans), 'orphan')}; --remove removes them.")
+
+
+def _plain(text: str) -> str:
+    """Text that is neither rich's markup nor a terminal's command."""
+    return escape(plain(text))
+
+
+def _model(orphan: Orphan, done: str | None) -> dict[str, Any]:
+    fields = ("kind", "name", "user", "server", "since", "why")
+    return {**{name: getattr(orphan, name) for name in fields}, **({"done": done} if done else {})}
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

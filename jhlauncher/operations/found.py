@@ -1,0 +1,65 @@
+"""A single-user server as an engine has it, whether or not a Hub knows it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from .findings import Finding
+
+Kind = Literal["container", "service", "pod", "process"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A single-user server that is there."""
+
+    kind: Kind
+    id: str
+    """By which the engine knows it: no later one has the same."""
+    name: str
+    user: str
+    server: str
+    since: str
+    """When it was made, as the engine says it."""
+
+
+class EngineUnavailable(Exception):
+    """The engine can't be asked; the text says why."""
+
+
+class Engine(Protocol):
+    """Where servers run, as the Hub's spawner is configured to use it."""
+
+    def check(self) -> AsyncIterator[Finding]:
+        """Whether it can be reached, with the rights that the spawner needs."""
+        ...
+
+    async def servers(self, api_url: str) -> list[Found]:
+        """The servers of the Hub that has this API.
+
+        Raises:
+            EngineUnavailable: it can't be asked.
+
+        """
+        ...
+
+    async def remove(self, found: Found) -> None:
+        """End and remove a server; nothing happens if it is gone.
+
+        Raises:
+            EngineUnavailable: it could not be removed.
+
+        """
+        ...
+
+
+def variables(pairs: Iterable[str]) -> dict[str, str]:
+    """An environment, from ``NAME=VALUE``."""
+    return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
+
+
+def belongs(environment: dict[str, str], api_url: str) -> bool:
+    """Whether this is the environment of a server of the Hub that has this API; every spawner sets it."""
+    return "JUPYTERHUB_USER" in environment and environment.get("JUPYTERHUB_API_URL", "").rstrip("/") == api_url

@@ -1,0 +1,115 @@
+"""Kubernetes, as an operator looks at it: do the rights that are there suffice, and which servers are there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any
+
+import aiohttp
+from kubernetes_asyncio import client
+from kubernetes_asyncio.client.rest import ApiException
+
+from ..apiserver import words_of
+from .findings import Finding, good, problem, warning
+from .found import EngineUnavailable, Found, belongs
+
+RIGHTS = {
+    "pods": ["list", "watch", "create", "delete"],
+    "events": ["list", "watch"],
+    "pods/log": ["get"],
+    "persistentvolumeclaims": ["get", "create"],
+}
+"""What the Hub's service account needs in its namespace, as etc/kubernetes/hub/rbac.yaml gives it."""
+
+_PROMISED = {("persistentvolumeclaims", "create"), ("pods/log", "get"), ("events", "list"), ("events", "watch")}
+"""Without which servers start, too: volumes are not made, crashes told without a log, starts without their steps."""
+
+
+class KubernetesEngine:
+    """The ``kubernetes`` engine.
+
+    Args:
+        spawner: one that is configured as the Hub's are; of nobody's server.
+
+    """
+
+    def __init__(self, spawner: Any) -> None:
+        self._spawner = spawner
+        self._client = spawner.api.api_client
+
+    async def check(self) -> AsyncIterator[Finding]:
+        """Whether the API server answers, and what the Hub may there."""
+        try:
+            version = await self._asked(client.VersionApi(self._client).get_code())
+        except EngineUnavailable as error:
+            yield problem(
+                "engine",
+                f"Kubernetes can't be used: {error}",
+                "Run the Hub in a pod with a service account, or give it a kubeconfig ($KUBECONFIG).",
+            )
+            return
+        yield good("engine", f"Kubernetes {version.git_version} answers.")
+        namespace = self._spawner.namespace
+        lacking = []
+        try:
+            for resource, verbs in RIGHTS.items():
+                lacking += [(resource, verb) for verb in verbs if not await self._may(resource, verb)]
+        except EngineUnavailable as error:
+            yield problem("rights", f"The Hub's rights can't be asked for: {error}", "Check the Hub's service account.")
+            return
+        for resource, verb in lacking:
+            message = f"The Hub's service account may not {verb} {resource} in the namespace {namespace}."
+            rate = warning if (resource, verb) in _PROMISED else problem
+            yield rate("rights", message, "Give it the rules of etc/kubernetes/hub/rbac.yaml.")
+        if not lacking:
+            yield good("rights", f"The Hub has the rights that it needs in the namespace {namespace}.")
+
+    async def _may(self, resource: str, verb: str) -> bool:
+        name, _, part = resource.partition("/")
+        attributes = {"namespace": self._namespace, "verb": verb, "resource": name, "subresource": part}
+        review = client.V1SelfSubjectAccessReview(spec={"resourceAttributes": attributes})
+        api = client.AuthorizationV1Api(self._client)
+        answer = await self._asked(api.create_self_subject_access_review(review))
+        return bool(answer.status.allowed)
+
+    @property
+    def _namespace(self) -> str:
+        """With a namespace for each user, the rights must be everywhere."""
+        return "" if self._spawner.enable_user_namespaces else str(self._spawner.namespace)
+
+    async def servers(self, api_url: str) -> list[Found]:
+        """Pods; those that are about to go don't count."""
+        label = f"component={self._spawner.component_label}"
+        api = client.CoreV1Api(self._client)
+        listed = (
+            api.list_namespaced_pod(self._namespace, label_selector=label)
+            if self._namespace
+            else api.list_pod_for_all_namespaces(label_selector=label)
+        )
+        found = []
+        for pod in (await self._asked(listed)).items:
+            variables = {each.name: each.value or "" for each in pod.spec.containers[0].env or ()}
+            if belongs(variables, api_url) and not pod.metadata.deletion_timestamp:
+                user, server = variables["JUPYTERHUB_USER"], variables.get("JUPYTERHUB_SERVER_NAME", "")
+                name = f"{pod.metadata.namespace}/{pod.metadata.name}"
+                since = f"{pod.metadata.creation_timestamp:%Y-%m-%dT%H:%M:%S}"
+                found.append(Found("pod", pod.metadata.uid, name, user, server, since))
+        return found
+
+    async def remove(self, found: Found) -> None:
+        """Delete the pod, if it still is the one that was found."""
+        namespace, _, name = found.name.partition("/")
+        body = client.V1DeleteOptions(preconditions=client.V1Preconditions(uid=found.id))
+        try:
+            await self._asked(client.CoreV1Api(self._client).delete_namespaced_pod(name, namespace, body=body))
+        except EngineUnavailable as error:
+            if not (isinstance(error.__cause__, ApiException) and error.__cause__.status in (404, 409)):
+                raise
+
+    async def _asked(self, answer: Awaitable[Any]) -> Any:
+        try:
+            return await answer
+        except ApiException as error:
+            raise EngineUnavailable(words_of(error.body, error.reason)) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise EngineUnavailable(str(error)) from error

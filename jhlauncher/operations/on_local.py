@@ -1,0 +1,102 @@
+"""The ``local`` engine, as an operator looks at it: can servers be started, and which processes are servers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .findings import Finding, good, problem
+from .found import EngineUnavailable, Found, belongs, variables
+
+_PROCESSES = Path("/proc")
+_GRACE = 10
+"""Seconds between SIGTERM and SIGKILL."""
+
+
+class LocalEngine:
+    """The ``local`` engine.
+
+    Args:
+        spawner: one that is configured as the Hub's are; of nobody's server.
+
+    """
+
+    def __init__(self, spawner: Any) -> None:
+        self._spawner = spawner
+
+    async def check(self) -> AsyncIterator[Finding]:
+        """Whether there is what servers need."""
+        root = Path(self._spawner.root_dir)
+        nearest = next(path for path in (root, *root.parents) if path.exists())
+        if os.access(nearest, os.W_OK):
+            yield good("engine", f"Homes and volumes are kept in {root}.")
+        else:
+            yield problem("engine", f"The folder {root} can't be written.", "Set c.LauncherLocalSpawner.root_dir.")
+        for name, entry in self._spawner.environments.items():
+            command = (entry.get("cmd") or self._spawner.cmd)[0]
+            if not shutil.which(command):
+                yield problem(
+                    "image",
+                    f"The command {command} of the image {name!r} is not there.",
+                    "Install it beside the Hub (jupyterhub-singleuser: pip install jupyterlab), or mend "
+                    "c.LauncherLocalSpawner.environments.",
+                )
+
+    async def servers(self, api_url: str) -> list[Found]:
+        """Processes that lead a session, as the spawner starts them."""
+        return await asyncio.to_thread(_servers, api_url)
+
+    async def remove(self, found: Found) -> None:
+        """End the process and what it has started."""
+        pid, _, began = found.id.partition("@")
+        path = _PROCESSES / pid
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if _began(path) != began:
+                return
+            with suppress(ProcessLookupError):
+                os.killpg(int(pid), number)
+            deadline = time.monotonic() + _GRACE
+            while _began(path) == began and time.monotonic() < deadline:  # noqa: ASYNC110  (nothing tells)
+                await asyncio.sleep(0.05)
+        if _began(path) == began:
+            raise EngineUnavailable(f"the process {pid} does not end")
+
+
+def _servers(api_url: str) -> list[Found]:
+    if not _PROCESSES.is_dir():
+        raise EngineUnavailable("processes are found in /proc, which this system has not")
+    return [found for path in _PROCESSES.glob("[0-9]*") if (found := _server(path, api_url))]
+
+
+def _server(path: Path, api_url: str) -> Found | None:
+    """The server that this process leads, if it is one of the Hub's."""
+    with suppress(OSError, IndexError):
+        if _stat(path)[3] != path.name:  # the session's id is its leader's
+            return None
+        environment = variables((path / "environ").read_bytes().decode(errors="replace").split("\0"))
+        if belongs(environment, api_url):
+            since = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(path.stat().st_ctime))
+            name = f"process {path.name}"
+            user, server = environment["JUPYTERHUB_USER"], environment.get("JUPYTERHUB_SERVER_NAME", "")
+            return Found("process", f"{path.name}@{_began(path)}", name, user, server, since)
+    return None
+
+
+def _stat(path: Path) -> list[str]:
+    """The fields of ``stat`` behind the command's name, of which the first is the state (proc(5))."""
+    return (path / "stat").read_text().rpartition(")")[2].split()
+
+
+def _began(path: Path) -> str:
+    """When the process began, in ticks since the machine did; "" if it has ended."""
+    with suppress(OSError, IndexError):
+        fields = _stat(path)
+        return "" if fields[0] == "Z" else fields[19]
+    return ""
