@@ -1,8 +1,8 @@
 """A registry of images on loopback, for what a test machine's engines can't be made to do without one: pulling.
 
 It speaks as much of the distribution API (https://distribution.github.io/distribution/spec/api/) as pulling takes, and
-has one image under any name, but for ``missing/*``. It listens at two addresses, one of which wants credentials. The
-image has layers that no engine has seen before.
+has one image under any name, but for ``missing/*`` and ``*/jupyterhub-launcher``. It listens at two addresses, one of
+which wants credentials. The image has layers that no engine has seen before.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(401, "UNAUTHORIZED", "authentication required")
         if path == "/v2/":
             return self._answer(200, b"{}")
-        if path.startswith("/v2/missing/"):
+        if path.startswith("/v2/missing/") or "/jupyterhub-launcher/" in path:
             return self._error(404, "MANIFEST_UNKNOWN", "manifest unknown")
         if "/manifests/" in path:
             return self._answer(200, self.registry.manifest, MANIFEST)
