@@ -32,7 +32,7 @@ install_launcher(
     idle_timeout=int(os.environ.get("IDLE_TIMEOUT") or 0) or None,
 )
 c.JupyterHub.hub_ip = "0.0.0.0"
-c.JupyterHub.hub_connect_ip = os.environ["HUB_SERVICE"]  # the Hub's service, by which servers find it on the network
+c.JupyterHub.hub_connect_ip = os.environ["HUB_ADDRESS"]  # by which servers find the Hub on the network
 c.JupyterHub.cleanup_servers = False  # servers go on while the Hub is replaced
 c.JupyterHub.allow_named_servers = True
 c.JupyterHub.db_url = "sqlite:////srv/jupyterhub/data/jupyterhub.sqlite"
