@@ -277,6 +277,18 @@ class KubernetesLaunch(LauncherSpawnerMixin):
         await super().stop(now or self._starting)  # type: ignore[misc]
         self._pod_requested = False
 
+    async def _make_delete_pod_request(self, pod_name: str, *args: Any) -> bool:
+        """As KubeSpawner's, and wait until the pod is gone: KubeSpawner looks for that ever more seldom."""
+        deleted = bool(await super()._make_delete_pod_request(pod_name, *args))  # type: ignore[misc]
+        with suppress(TimeoutError):  # KubeSpawner says so, and makes its view anew
+            async with asyncio.timeout(self.start_timeout if deleted else 0):
+                while self.pod_reflector:
+                    rung = self.pod_reflector.bell.listen()
+                    if f"{self.namespace}/{pod_name}" not in self.pod_reflector.pods:
+                        break
+                    await first_ring([rung], 30)
+        return deleted
+
     async def remove_remains(self) -> None:
         """The pod, unless it is a plain start's and the administrator keeps pods that have ended."""
         if self._pod_requested and (self._spec or self.delete_stopped_pods):

@@ -34,7 +34,8 @@ pytestmark = [
 
 LAUNCHES = 50
 LIGHT = """
-import os, socket, urllib.parse
+import os, signal, socket, urllib.parse
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 server = socket.create_server(("", urllib.parse.urlsplit(os.environ["JUPYTERHUB_SERVICE_URL"]).port))
 while True:
     connection, _ = server.accept()
@@ -232,8 +233,7 @@ async def test_one_replica_is_killed(cluster: Cluster, platform: Visitor):
     finally:
         await client.close()
     assert [launch["state"] for launch in launches] == ["ready"] * 4, launches
-    for number in range(4):
-        await platform.stop(f"kill{number}")
+    await asyncio.gather(*(platform.stop(f"kill{number}") for number in range(4)))
     wait_until(lambda: len(cluster.launchers()) == 2, "two replicas again")
     assert victim not in cluster.launchers()
 
@@ -241,38 +241,6 @@ async def test_one_replica_is_killed(cluster: Cluster, platform: Visitor):
 def _client(cluster: Cluster, platform: Visitor) -> Client:
     hub: Any = SimpleNamespace(platform_token=cluster.platform_token)
     return Client(hub, f"{platform.url}services/launcher/")
-
-
-async def test_rolling_restart_under_fifty_launches(cluster: Cluster, platform: Visitor):
-    """None is lost, and each is started once."""
-    before = set(cluster.launchers())
-    client = _client(cluster, platform)
-
-    async def launched(number: int) -> Any:
-        user = f"roll{number}"
-        body = {"username": user, "image": "jhlauncher-test:light"}
-        status, launch = await client.request("POST", "launches", key=f"key-of-{user}", json=body)
-        assert status in (200, 202), launch
-        return await client.settled(launch["id"])
-
-    try:
-        tasks = [asyncio.create_task(launched(number)) for number in range(LAUNCHES)]
-        wait_until_some = asyncio.to_thread(wait_until, lambda: cluster.pods("component=singleuser-server"), "some pod")
-        await wait_until_some
-        cluster.kubectl("rollout", "restart", "deployment/launcher")
-        status = ("rollout", "status", "deployment/launcher", "--timeout=180s")
-        _, launches = await asyncio.gather(asyncio.to_thread(cluster.kubectl, *status), asyncio.gather(*tasks))
-        assert not before & set(cluster.launchers())
-        assert [launch["state"] for launch in launches] == ["ready"] * LAUNCHES, launches
-        names = [
-            pod["metadata"]["annotations"]["hub.jupyter.org/username"]
-            for pod in cluster.pods("component=singleuser-server")
-        ]
-        assert sorted(names) == sorted(f"roll{number}" for number in range(LAUNCHES))
-        await asyncio.gather(*(client.end(launch["id"]) for launch in launches))
-        assert not cluster.pods("component=singleuser-server")
-    finally:
-        await client.close()
 
 
 async def test_a_pod_that_the_hub_has_forgotten(cluster: Cluster, platform: Visitor):
@@ -288,3 +256,32 @@ async def test_a_pod_that_the_hub_has_forgotten(cluster: Cluster, platform: Visi
     told = cluster.kubectl("exec", "deployment/hub", "--", *token, config, "--remove")
     assert "removed" in told
     assert not cluster.pods("component=singleuser-server")
+
+
+async def test_rolling_restart_under_fifty_launches(cluster: Cluster, platform: Visitor):
+    """None is lost, and each is started once. The pods go with their namespace."""
+    before = set(cluster.launchers())
+    client = _client(cluster, platform)
+
+    async def launched(number: int) -> Any:
+        user = f"roll{number}"
+        body = {"username": user, "image": "jhlauncher-test:light"}
+        status, launch = await client.request("POST", "launches", key=f"key-of-{user}", json=body)
+        assert status in (200, 202), launch
+        return await client.settled(launch["id"])
+
+    try:
+        tasks = [asyncio.create_task(launched(number)) for number in range(LAUNCHES)]
+        await asyncio.to_thread(wait_until, lambda: cluster.pods("component=singleuser-server"), "some pod is there")
+        cluster.kubectl("rollout", "restart", "deployment/launcher")
+        status = ("rollout", "status", "deployment/launcher", "--timeout=180s")
+        _, launches = await asyncio.gather(asyncio.to_thread(cluster.kubectl, *status), asyncio.gather(*tasks))
+        assert not before & set(cluster.launchers())
+        assert [launch["state"] for launch in launches] == ["ready"] * LAUNCHES, launches
+        names = [
+            pod["metadata"]["annotations"]["hub.jupyter.org/username"]
+            for pod in cluster.pods("component=singleuser-server")
+        ]
+        assert sorted(names) == sorted(f"roll{number}" for number in range(LAUNCHES))
+    finally:
+        await client.close()
