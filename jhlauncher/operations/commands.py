@@ -93,7 +93,7 @@ class CheckApp(OperationsApp):
     async def run(self) -> int:
         """Look at everything, and tell."""
         findings = []
-        async for finding in self._findings():
+        async for finding in self.findings():
             findings.append(finding)
             if not self.as_json:
                 self._tell(finding)
@@ -105,7 +105,8 @@ class CheckApp(OperationsApp):
             self.out.print(f"\n{_count(problems, 'problem')}, {_count(warnings, 'warning')}.")
         return FOUND if problems else FINE
 
-    async def _findings(self) -> AsyncIterator[Finding]:
+    async def findings(self) -> AsyncIterator[Finding]:
+        """Everything that there is to be found out, as it is."""
         hub = None
         if self.hub_config:
             try:

@@ -83,7 +83,9 @@ class HubSide:
     @property
     def launcher(self) -> dict[str, Any] | None:
         """The launcher's service, as `install_launcher` has left it."""
-        return next((service for service in self.services if INFO in (service.get("info") or {})), None)
+        path = self.app.config.get("LauncherSpawnerMixin", {}).get("launcher_path", "")
+        name = str(path).strip("/").rpartition("/")[2]
+        return next((each for each in self.services if each.get("name") == name and each.get("info")), None)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -110,11 +112,15 @@ class HubSide:
         return str(self.app.hub.api_url).rstrip("/")
 
     @property
+    def listens(self) -> str:
+        """The address at which the Hub listens; "" for all."""
+        return str(self.app.hub.ip)
+
+    @property
     def near_api_url(self) -> str:
         """The Hub's API as it is reached on the Hub's own machine, or in its container."""
-        url = urlsplit(self.app.hub.bind_url)
-        host = "127.0.0.1" if url.hostname in ("", "0.0.0.0", "::", None) else url.hostname  # noqa: S104
-        return f"{url.scheme}://{host}:{url.port or 8081}{self.app.hub.base_url}api"
+        hub = self.app.hub
+        return f"{hub.proto}://{_near(self.listens)}:{hub.port}{hub.base_url}api"
 
     @property
     def public_url(self) -> str:
@@ -124,9 +130,8 @@ class HubSide:
         if not self.proxy.should_start:
             return ""
         url = urlsplit(self.app.bind_url)
-        host = "127.0.0.1" if url.hostname in ("", "0.0.0.0", "::", None) else url.hostname  # noqa: S104
         scheme = "https" if self.app.ssl_cert else url.scheme
-        return f"{scheme}://{host}:{url.port or 8000}{self.app.base_url}"
+        return f"{scheme}://{_near(url.hostname or '')}:{url.port or 8000}{self.app.base_url}"
 
     @property
     def proxy(self) -> Proxy:
@@ -158,6 +163,11 @@ class HubSide:
             raise EngineUnavailable(str(error)) from error
         operated: Engine = getattr(import_module(f".{module}", __package__), name)(spawner)
         return operated
+
+
+def _near(host: str) -> str:
+    """Where something is reached on its own machine that listens at this address."""
+    return "127.0.0.1" if host in ("", "0.0.0.0", "::") else host  # noqa: S104
 
 
 def _line(error: Exception, file: Path) -> int | str:

@@ -58,9 +58,8 @@ def _of_the_address(hub: HubSide) -> Finding:
         message = f"Servers are told to find the Hub at {hub.api_url}, which is their own loopback address."
         remedy = 'c.JupyterHub.hub_ip = "0.0.0.0", and hub_connect_ip: where servers reach the Hub.'
         return problem("hub's address", message, remedy)
-    listens = urlsplit(hub.app.hub.bind_url).hostname or ""
-    if hub.servers_are_elsewhere and (listens == "localhost" or listens.startswith("127.")):
-        message = f"The Hub listens on {listens} only, where servers do not reach it."
+    if hub.servers_are_elsewhere and (hub.listens == "localhost" or hub.listens.startswith("127.")):
+        message = f"The Hub listens on {hub.listens} only, where servers do not reach it."
         return problem("hub's address", message, 'c.JupyterHub.hub_ip = "0.0.0.0"')
     return good("hub's address", f"Servers find the Hub at {hub.api_url}")
 

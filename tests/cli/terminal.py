@@ -92,7 +92,7 @@ class Terminal:
 
 
 @asynccontextmanager
-async def terminal(service: Service, *arguments: str, **more: str) -> AsyncIterator[Terminal]:
+async def terminal(service: Service | None, *arguments: str, **more: str) -> AsyncIterator[Terminal]:
     """Run a command in a terminal."""
     ours, theirs = pty.openpty()
     ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))

@@ -240,10 +240,15 @@ c.LauncherKubeSpawner.scheduling_timeout = 3
 
     @contextmanager
     def running(self) -> Iterator[RealHub]:
+        with self.prepared(), super().running() as hub:
+            yield hub
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """The namespace, and the Hub's rights in it."""
         _run(self._as_administrator(self._prepare))
         try:
-            with super().running() as hub:
-                yield hub
+            yield
         finally:
             _run(self._as_administrator(lambda api: api.delete_namespace(self.id)))
 
