@@ -61,5 +61,8 @@ def variables(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def belongs(environment: dict[str, str], api_url: str) -> bool:
-    """Whether this is the environment of a server of the Hub that has this API; every spawner sets it."""
-    return "JUPYTERHUB_USER" in environment and environment.get("JUPYTERHUB_API_URL", "").rstrip("/") == api_url
+    """Whether this is the environment of a server of the Hub that has this API; every spawner sets it.
+
+    Services of the Hub have the same variables, with nobody as their user.
+    """
+    return bool(environment.get("JUPYTERHUB_USER")) and environment.get("JUPYTERHUB_API_URL", "").rstrip("/") == api_url

@@ -122,14 +122,17 @@ def _tokens(user: str, tokens: list[Any], known: dict[tuple[str, str], Any]) -> 
 
 
 def _rows(user: dict[str, Any]) -> list[Orphan]:
-    """Named servers that a launch has left at the Hub without ever having come up."""
-    return [
-        Orphan("server", f"{user['name']}/{name}", user["name"], name, "", "a launch that never came up has left it")
-        for name, model in (user.get("servers") or {}).items()
-        if name
-        and not model["ready"]
-        and not model["pending"]
-        and not model["started"]
-        and not model["last_activity"]
-        and OPTIONS_KEY in (model.get("user_options") or {})
-    ]
+    """Named servers at the Hub that never ran: what is left of a start that was turned down, or never came up.
+
+    A named server that somebody has made for later has a name to be shown, or options.
+    """
+    orphans = []
+    for name, model in (user.get("servers") or {}).items():
+        ran = model["ready"] or model["pending"] or model["started"] or model["last_activity"]
+        options = model.get("user_options") or {}
+        shown = model.get("display_name") or name
+        meant = (options and OPTIONS_KEY not in options) or shown != name
+        if name and not ran and not meant:
+            why = "it never ran: a start that was turned down or failed has left it"
+            orphans.append(Orphan("server", f"{user['name']}/{name}", user["name"], name, "", why))
+    return orphans
