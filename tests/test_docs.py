@@ -94,10 +94,18 @@ def test_every_fence_names_its_language():
         assert not any(fences[1::2]), name
 
 
-def test_the_local_recipe_is_the_configuration_in_etc():
-    example = (REPOSITORY / "etc/jupyterhub/local/jupyterhub_config.py").read_text()
+@pytest.mark.parametrize(
+    ("page", "file"),
+    [
+        ("howto-local.md", "jupyterhub/local"),
+        ("howto-docker.md", "jupyterhub/docker"),
+        ("howto-kubernetes.md", "kubernetes/hub"),
+    ],
+)
+def test_the_recipe_is_the_configuration_in_etc(page: str, file: str):
+    example = (REPOSITORY / "etc" / file / "jupyterhub_config.py").read_text()
     code = re.sub(r"  # noqa: \w+$", "", example.split('"""')[2].strip(), flags=re.MULTILINE)
-    assert f"```python\n{code}\n```" in DOCS["howto-local.md"]
+    assert f"```python\n{code}\n```" in DOCS[page]
 
 
 @pytest.fixture(scope="module")

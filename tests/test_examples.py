@@ -41,12 +41,22 @@ ELSEWHERE = {
     "docker pull": "needs a registry on the internet; tests/engines/test_pulling.py pulls from one of its own",
     "docker volume create": "tests/engines/test_docker.py",
     "docker build": "tests/engines/hubs.py builds this file, and runs what comes of it",
-    "docker swarm init": "tests/engines/test_swarm.py runs on such a swarm and network",
-    "kubectl": "tests/engines/test_kubernetes_rights.py applies etc/kubernetes, tests/engines/hubs.py makes such pods",
+    "export IMAGE_PREFIX": "the same file as above; tests/deployments/test_swarm.py has a registry with that prefix",
+    "docker swarm init": "tests/deployments/test_swarm.py runs on such a swarm",
+    "export DOCKER_GID": "tests/deployments/test_swarm.py",
+    "docker exec": "tests/deployments/test_swarm.py",
+    "docker service scale": "tests/deployments/test_swarm.py",
+    "./make-secrets": "tests/deployments/test_swarm.py",
+    "export TOKEN=$(cat": "a shell's own",
+    "./make-env": "tests/deployments/test_compose.py",
+    "export TOKEN=$(sed": "a shell's own",
+    "docker compose": "tests/deployments/test_compose.py",
+    "kubectl": "tests/deployments/test_kubernetes.py",
     "export TOKEN=$(kubectl": "kubectl's own",
-    "export PLATFORM_TOKEN=$(openssl rand -hex 32) LOGIN_PASSWORD=$(openssl rand -hex 16)\ndocker run": (
-        "tests/engines/hubs.py runs such a container"
-    ),
+    "helm": "the chart is on the internet; tests/deployments/test_values.py runs what the values have",
+    "install -D": "no systemd runs here; tests/deployments/test_one_host.py checks the unit, and runs its command",
+    "jhlauncher check --hub-config": "tests/operations/test_check.py",
+    "jhlauncher orphans --hub-config": "tests/operations/test_orphans.py",
     "export CONFIG_PATH=/etc/jhlauncher/config.json": "tests/manager/test_settings.py starts it with these variables",
     "export JUPYTERHUB_SERVICE_URL": "tests/faults.py starts external services with this environment",
     "jhlauncher upgrade-db": "tests/test_database.py",
@@ -216,9 +226,3 @@ def test_data():
             tomllib.loads(block.text)
         elif block.language == "yaml":
             assert all(document["kind"] for document in yaml.safe_load_all(block.text))
-
-
-def test_the_how_to_has_the_whole_example_of_etc():
-    [block] = [b for b in blocks_of("howto-local.md") if b.is_configuration and "load_roles" in b.text]
-    whole = (REPOSITORY / "etc/jupyterhub/local/jupyterhub_config.py").read_text().partition('"""\n\n')[2]
-    assert re.sub(r"  # noqa.*", "", whole) == block.text

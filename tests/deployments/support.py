@@ -42,6 +42,27 @@ def run(*command: str, cwd: Path | None = None, env: Mapping[str, str] | None = 
     return done.stdout
 
 
+def documented(page: str, begins: str) -> str:
+    """The one command that a page of the docs has which begins so."""
+    text = (REPOSITORY / "docs" / page).read_text()
+    scripts = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    commands = [line for script in scripts for line in re.sub(r"\\\n\s*", "", script).splitlines()]
+    found = {command for command in commands if command.startswith(begins)}
+    assert len(found) == 1, (page, begins, found)
+    return found.pop()
+
+
+def follow(
+    page: str, begins: str, *changes: tuple[str, str], cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> str:
+    """Run a command as a page of the docs has it, but for what is another here; what it prints."""
+    command = documented(page, begins)
+    for old, new in changes:
+        assert old in command, (command, old)
+        command = command.replace(old, new)
+    return run("bash", "-euc", command, cwd=cwd, env=env)
+
+
 def wait_until(condition: Callable[[], Any], what: str, timeout: float = 120) -> Any:
     """What ``condition`` returns once it is something; for what tells nobody."""
     deadline = time.monotonic() + timeout

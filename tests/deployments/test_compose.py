@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from jhlauncher.ports import SERVICES, free_port
-from tests.deployments.support import ETC, Visitor, needs, postgres_image, run
+from tests.deployments.support import ETC, Visitor, follow, needs, postgres_image, run
 from tests.engines.hubs import hub_image, launcher_image
 
 pytestmark = [
@@ -28,6 +28,10 @@ pytestmark = [
 class Compose:
     folder: Path
     settings: dict[str, str]
+
+    def follow(self, begins: str, *changes: tuple[str, str]) -> str:
+        """A command of the docs, with Debian's Compose."""
+        return follow("howto-docker.md", begins, ("docker compose", "docker-compose"), *changes, cwd=self.folder)
 
     def __call__(self, *arguments: str, status: int = 0) -> str:
         return run("docker-compose", *arguments, cwd=self.folder, status=status)
@@ -43,7 +47,7 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
     client = docker.APIClient(**docker.utils.kwargs_from_env(), version="auto")
     folder = tmp_path_factory.mktemp("compose") / "etc"
     shutil.copytree(ETC, folder)
-    run("./make-env", cwd=folder / "docker")
+    follow("howto-docker.md", "./make-env", cwd=folder / "docker")
     written = dict(
         line.split("=", 1) for line in (folder / "docker/.env").read_text().splitlines() if line[:1].isalpha()
     )
@@ -59,14 +63,15 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
     (folder / "docker/.env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
     compose = Compose(folder / "docker", settings)
     try:
-        compose("up", "--detach", "--no-build")
+        # images are there already, and this Compose waits for nobody
+        compose.follow("docker compose up", (" --build --wait", " --no-build"))
         yield compose
     finally:
-        # servers are none of the file's, and hold its network
-        compose("stop", "--timeout", "10", "hub")
-        command = ("jhlauncher", "orphans", "--hub-config", "/etc/jupyterhub/compose_config.py")
-        compose("run", "--rm", "--no-deps", "hub", *command, "--hub-gone", "--remove")
-        compose("down", "--volumes", "--timeout", "10")
+        compose.follow("docker compose stop hub")
+        compose.follow("docker compose run")
+        compose.follow("docker compose down", ("down", "down --volumes --timeout 10"))
+        names = [each["Name"] for each in client.networks()]
+        assert not [name for name in names if name.startswith(settings["COMPOSE_PROJECT_NAME"])]
 
 
 @pytest_asyncio.fixture
@@ -113,12 +118,9 @@ async def test_nothing_runs_as_root_and_all_is_healthy(compose: Compose, platfor
 
 
 async def test_check_finds_nothing_wrong_on_either_side(compose: Compose, platform: Visitor):
-    check = ("exec", "-T", "-e", "JUPYTERHUB_URL=http://proxy:8000")
-    told = compose(*check, "launcher", "jhlauncher", "check")
-    assert "0 problems, 0 warnings." in told
-    config = ("--hub-config", "/etc/jupyterhub/compose_config.py")
-    told = compose(*check, "hub", "jhlauncher", "check", *config)
-    assert "0 problems, 0 warnings." in told, told
+    for side in ("hub", "launcher"):
+        told = compose.follow(f"docker compose exec -e JUPYTERHUB_URL=http://proxy:8000 {side}", ("exec", "exec -T"))
+        assert "0 problems, 0 warnings." in told, told
 
 
 async def test_what_a_lost_hub_leaves_is_found_and_removed(compose: Compose, platform: Visitor):

@@ -22,7 +22,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from tests.deployments.support import ETC, Visitor, needs, postgres_image, run, wait_until
+from tests.deployments.support import ETC, Visitor, follow, needs, postgres_image, run, wait_until
 from tests.engines.hubs import build, hub_image, launcher_image, one_at_a_time
 from tests.faults import Client
 
@@ -58,9 +58,9 @@ class Cluster:
     def kubectl(self, *arguments: str, status: int = 0) -> str:
         return run("kubectl", "--namespace", self.namespace, *arguments, cwd=self.folder, status=status)
 
-    def secret(self, name: str, **values: str) -> None:
-        literals = [f"--from-literal={key}={value}" for key, value in values.items()]
-        self.kubectl("create", "secret", "generic", name, *literals)
+    def follow(self, begins: str, *changes: tuple[str, str]) -> str:
+        """A command of the docs, in this namespace."""
+        return follow("howto-kubernetes.md", begins, ("jupyterhub", self.namespace), *changes, cwd=self.folder)
 
     def pods(self, labels: str) -> list[Any]:
         """Those that are not about to go."""
@@ -139,11 +139,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         (cluster.folder / "light").mkdir()
         (cluster.folder / "light/Dockerfile").write_text(light)
         build(cluster.client, "jhlauncher-test:light", path=str(cluster.folder / "light"))
-    run("kubectl", "create", "namespace", cluster.namespace)
+    cluster.follow("kubectl create namespace")
     try:
         url = cluster.start_postgres()
-        cluster.secret("hub", PLATFORM_TOKEN=cluster.platform_token, LOGIN_PASSWORD=cluster.password)
-        cluster.secret("launcher", JUPYTERHUB_API_TOKEN=secrets.token_hex(32), JHLAUNCHER_DB_URL=url)
+        known = (("$(openssl rand -hex 32)", cluster.platform_token), ("$(openssl rand -hex 16)", cluster.password))
+        cluster.follow("kubectl create secret generic hub", *known)
+        documented_url = "postgresql://launcher:PASSWORD@postgres.example.org/launcher"
+        cluster.follow("kubectl create secret generic launcher", (documented_url, url))
         cluster.make_services()
         where = cluster.addresses
         spawner = f"""
@@ -161,10 +163,10 @@ c.KubeSpawner.image = {os.environ["JHLAUNCHER_TEST_IMAGE"]!r}
         ]
         images = '\nc.Policy.images = ["singleuser:*", "jhlauncher-test:*"]\n'
         cluster.overlay("the-launcher", "kubernetes", launcher, patches, ("launcher", "jhlauncher_config.py", images))
-        cluster.kubectl("apply", "--kustomize", "the-launcher")
-        cluster.kubectl("apply", "--kustomize", "the-hub")
+        cluster.follow("kubectl apply -k etc/kubernetes -n", ("etc/kubernetes", "the-launcher"))
+        cluster.follow("kubectl apply -k etc/kubernetes/hub", ("etc/kubernetes/hub", "the-hub"))
         for deployment in ("launcher", "hub"):
-            cluster.kubectl("rollout", "status", f"deployment/{deployment}", "--timeout=180s")
+            cluster.follow("kubectl rollout status", ("deployment/hub", f"deployment/{deployment} --timeout=180s"))
         yield cluster
     finally:
         cluster.remove()
@@ -209,11 +211,12 @@ async def test_neither_is_root_nor_writes_to_its_root_and_the_launcher_has_no_ri
 
 
 async def test_check_finds_nothing_wrong_on_either_side(cluster: Cluster, platform: Visitor):
-    public = ("env", f"JUPYTERHUB_URL={platform.url}")
-    told = cluster.kubectl("exec", "deployment/launcher", "--", *public, "jhlauncher", "check")
+    # here, names are known by aliases only
+    told = cluster.follow("kubectl exec -n jupyterhub deployment/launcher", ("http://proxy-public", platform.url))
     assert "0 problems, 0 warnings." in told
-    config = ("--hub-config", "/etc/jupyterhub/jupyterhub_config.py")
-    told = cluster.kubectl("exec", "deployment/hub", "--", "jhlauncher", "check", *config)
+    told = follow(
+        "howto-kubernetes.md", "kubectl exec -n jupyterhub deployment/hub", ("-n jupyterhub", f"-n {cluster.namespace}")
+    )
     assert "0 problems, 0 warnings." in told, told
 
 

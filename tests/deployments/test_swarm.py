@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from jhlauncher.ports import SERVICES, free_port
-from tests.deployments.support import ETC, Visitor, needs, run, wait_until
+from tests.deployments.support import ETC, Visitor, follow, needs, run, wait_until
 from tests.engines.hubs import hub_image
 from tests.engines.registry import Registry
 
@@ -39,8 +39,12 @@ class Stack:
     """Of users' servers, in the private registry."""
     client: Any
 
+    def follow(self, begins: str, *changes: tuple[str, str]) -> str:
+        """A command of the docs, with another name for the stack."""
+        return follow("howto-swarm.md", begins, *changes, cwd=self.folder, env=self.environment)
+
     def deploy(self) -> None:
-        run("docker", "stack", "deploy", "-c", "stack.yaml", self.name, cwd=self.folder, env=self.environment)
+        self.follow("docker stack deploy", (" jupyterhub", f" {self.name}"))
 
     def secret(self, name: str) -> str:
         return (self.folder / "secrets" / name).read_text().strip()
@@ -70,18 +74,15 @@ class Stack:
         }
         return {kind: found for kind, names in things.items() if (found := [n for n in names if self.name in n])}
 
-    def orphans(self, *arguments: str, status: int = 0) -> str:
+    def orphans(self, *changes: tuple[str, str]) -> str:
         """`jhlauncher orphans` in a container of the Hub's image, as there is no Hub any more."""
-        mounts = ("--volume", "/var/run/docker.sock:/var/run/docker.sock", "--user", "root")
-        image = f"{self.environment['IMAGE_PREFIX']}jupyterhub-launcher"
-        where = ("--engine", "swarm", "--api-url", f"http://tasks.{self.name}_hub:8081/hub/api", "--hub-gone")
-        return run("docker", "run", "--rm", *mounts, image, "jhlauncher", "orphans", *where, *arguments, status=status)
+        return self.follow("docker run --rm", ("jupyterhub_hub", f"{self.name}_hub"), *changes)
 
     def remove(self) -> None:
         """As docs/howto-swarm.md says: the Hub, what it leaves, and the rest."""
-        run("docker", "service", "scale", f"{self.name}_hub=0", "--detach")
-        self.orphans("--remove")
-        run("docker", "stack", "rm", self.name)
+        self.follow("docker service scale", ("jupyterhub", self.name))
+        self.orphans()
+        self.follow("docker stack rm", ("jupyterhub", self.name))
         wait_until(lambda: self.leftovers().keys() <= {"volumes"}, f"{self.name} goes away")
 
 
@@ -108,7 +109,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "DOCKER_JUPYTERHUB_LOCAL_ENV": "_local",
         }
         stack = Stack(f"t{secrets.token_hex(3)}", folder / "swarm", environment, image, client)
-        run("./make-secrets", cwd=stack.folder)
+        stack.follow("./make-secrets", ("hub.example.org", "localhost"))
         try:
             stack.deploy()
             yield stack
@@ -191,16 +192,14 @@ async def test_what_is_written_outlives_the_server(stack: Stack, platform: Visit
 async def test_the_hub_runs_unprivileged_and_check_finds_nothing_wrong(stack: Stack, platform: Visitor):
     (container,) = stack.client.containers(filters={"label": f"com.docker.swarm.service.name={stack.name}_hub"})
     assert run("docker", "exec", container["Id"], "id", "-u").strip() == "1000"
-    trust = ("--env", "SSL_CERT_FILE=/run/secrets/tls_cert", "--env", "JUPYTERHUB_URL=https://localhost:8443")
-    config = ("--hub-config", "/etc/jupyterhub/jupyterhub_config.py")
-    told = run("docker", "exec", *trust, container["Id"], "jhlauncher", "check", *config)
+    told = stack.follow("docker exec", ("jupyterhub_hub", f"{stack.name}_hub"))
     assert "0 problems, 0 warnings." in told, told
 
 
 async def test_removed_while_servers_run_only_volumes_are_left(stack: Stack, platform: Visitor):
     await platform.launch(username="bob", image=stack.image)
-    run("docker", "service", "scale", f"{stack.name}_hub=0", "--detach")
-    told = stack.orphans(status=1)
+    stack.follow("docker service scale", ("jupyterhub", stack.name))
+    told = stack.orphans((" --remove", " || test $? = 1"))  # something is left
     assert "jupyter-bob" in told
     assert "its Hub is gone" in told
     stack.remove()
