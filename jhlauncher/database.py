@@ -172,12 +172,17 @@ class Database(LoggingConfigurable):
 
         """
         path = Path(self.file)
-        if self.on_sqlite and not path.exists():
-            if not os.access(path.parent, os.W_OK):
-                raise TraitError(f"the database {self.label} can't be made: its folder is missing, or not writable")
-            return None
+        if self.on_sqlite:
+            if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+                raise TraitError(f"the database {self.label} can't be written: its folder is missing, or another's")
+            if not path.exists():
+                return None
         with self._connected() as connection:
-            return self._current(connection)
+            version = self._current(connection)
+            may_create = sa.text("SELECT has_schema_privilege(current_schema(), 'CREATE')")
+            if version is None and not self.on_sqlite and not connection.scalar(may_create):
+                raise TraitError(f"the user of the database {self.label} may not make tables in it")
+            return version
 
     def _current(self, connection: sa.Connection) -> str | None:
         version = _version(connection)

@@ -149,7 +149,7 @@ class Hub(Transport):
     async def service(self, name: str) -> JsonObject | None:
         """The Hub's model of a service, None if it does not show us one of this name."""
         reply = await self._request("GET", f"/services/{quote(name, safe='')}", expected=(403, 404))
-        return dict(reply.body) if reply.status == 200 else None
+        return dict(reply.body) if reply.status == 200 and isinstance(reply.body, dict) else None
 
     # -- users and servers
 
@@ -174,8 +174,7 @@ class Hub(Transport):
         reply = await self._request("GET", _path(user), expected=(404,))
         if reply.status == 404:
             return None
-        if not isinstance(reply["servers"], dict):
-            raise strange("without a user's servers")
+        _servers(reply.body)
         return dict(reply.body)
 
     async def active_server(self, user: str, server: str) -> JsonObject | None:
@@ -189,7 +188,7 @@ class Hub(Transport):
         return {
             (user["name"], name): model
             async for user in self._users("&state=active")
-            for name, model in (user.get("servers") or {}).items()
+            for name, model in _servers(user).items()
         }
 
     async def _users(self, which: str = "") -> AsyncGenerator[JsonObject, None]:
@@ -203,7 +202,7 @@ class Hub(Transport):
             following = reply["_pagination"]["next"]
             offset = following["offset"] if following else None
 
-    async def users_with_stopped_servers(self) -> AsyncGenerator[JsonObject, None]:
+    async def all_users(self) -> AsyncGenerator[JsonObject, None]:
         """The Hub's models of all users, with their named servers that do not run, too."""
         async for user in self._users("&include_stopped_servers=1"):
             yield user
@@ -325,6 +324,13 @@ class Hub(Transport):
     async def delete_token(self, user: str, token_id: str) -> None:
         """Revoke a token; nothing happens if it is gone."""
         await self._request("DELETE", f"{_path(user)}/tokens/{token_id}", expected=(404,))
+
+
+def _servers(user: JsonObject) -> JsonObject:
+    """The servers in the Hub's model of a user: who may not see them must not take them for none."""
+    if not isinstance(user.get("servers"), dict):
+        raise strange("without a user's servers")
+    return dict(user["servers"])
 
 
 def _outcome(status: int, message: str) -> Outcome:

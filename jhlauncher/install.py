@@ -8,7 +8,8 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,19 @@ def _secret(file: str | None) -> str:
     return _kept_secret(Path(file)) if file else secrets.token_hex(32)
 
 
+_reading = ContextVar("reading", default=False)
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """A configuration is only read: no secret is made, which then would be whoever's reads it."""
+    token = _reading.set(True)
+    try:
+        yield
+    finally:
+        _reading.reset(token)
+
+
 def _kept_secret(path: Path) -> str:
     """The secret in a file, which is made if there is none, as JupyterHub does with its cookie secret.
 
@@ -156,6 +170,8 @@ def _kept_secret(path: Path) -> str:
         ValueError: others may read it, it is empty, or it can't be read or written.
 
     """
+    if _reading.get() and not path.exists():
+        return secrets.token_hex(32)
     try:
         with contextlib.suppress(FileExistsError), os.fdopen(os.open(path, _NEW_SECRET, 0o600), "w") as file:
             file.write(secrets.token_hex(32))

@@ -10,4 +10,4 @@ c.JupyterHub.db_url = os.environ["HUB_DB_URL"]
 c.JupyterHub.cookie_secret = bytes.fromhex(os.environ["JUPYTERHUB_COOKIE_SECRET"])
 c.JupyterHub.cleanup_servers = False  # servers go on while the Hub is replaced
 c.ConfigurableHTTPProxy.should_start = False
-c.ConfigurableHTTPProxy.api_url = "http://proxy:8001"
+c.ConfigurableHTTPProxy.api_url = "http://proxy-api:8001"

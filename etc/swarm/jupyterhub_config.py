@@ -70,17 +70,29 @@ class UserList(Authenticator):
         return data["username"] if known and right else None
 
 
+def names(variable):
+    """A list with commas, as a set."""
+    return {name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()}
+
+
 # who may log in; people are also created through the launcher
-c.Authenticator.admin_users = {name for name in os.environ.get("AUTHENTICATOR_ADMIN_USERS", "").split(",") if name}
-c.Authenticator.allow_all = True
-if os.environ.get("AUTHENTICATOR_TYPE") == "github":
+c.Authenticator.admin_users = names("AUTHENTICATOR_ADMIN_USERS")
+if os.environ["AUTHENTICATOR_TYPE"] == "github":
     c.JupyterHub.authenticator_class = "github"
+    # administrators, and these
+    c.Authenticator.allow_all = names("AUTHENTICATOR_ALLOWED_USERS") == {"*"}
+    c.Authenticator.allowed_users = names("AUTHENTICATOR_ALLOWED_USERS") - {"*"}
+    c.GitHubOAuthenticator.allowed_organizations = names("OAUTH_ALLOWED_ORGANIZATIONS")
+    c.GitHubOAuthenticator.scope = ["read:org"] if names("OAUTH_ALLOWED_ORGANIZATIONS") else []
     c.GitHubOAuthenticator.client_id = os.environ["OAUTH_CLIENT_ID"]
     c.GitHubOAuthenticator.client_secret = Path(os.environ["OAUTH_CLIENT_SECRET_FILE_PATH"]).read_text().strip()
     c.GitHubOAuthenticator.oauth_callback_url = os.environ["OAUTH_CALLBACK_URL"]
-else:
+elif os.environ["AUTHENTICATOR_TYPE"] == "local":
     c.JupyterHub.authenticator_class = UserList
     c.UserList.file = "/run/secrets/user_list"
+    c.Authenticator.allow_all = True  # whom it knows
+else:
+    raise ValueError(f"AUTHENTICATOR_TYPE is local or github, not {os.environ['AUTHENTICATOR_TYPE']!r}")
 
 # a platform that launches for everyone, with the token in secrets/platform_token
 c.JupyterHub.services = [{"name": "platform", "api_token": secret("platform_token")}]
@@ -88,6 +100,6 @@ c.JupyterHub.load_roles = [
     {
         "name": "platform",
         "services": ["platform"],
-        "scopes": ["access:services!service=launcher", "servers", "tokens", "admin:users"],
+        "scopes": ["access:services!service=launcher", "servers", "admin:users"],
     }
 ]

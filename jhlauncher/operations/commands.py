@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import sys
@@ -24,11 +25,13 @@ from ..database import Database
 from ..engines import ENGINES
 from ..errors import LauncherError
 from ..hub import Hub
+from ..install import INFO
 from . import hub_side
-from .findings import Finding, Status, good, problem
+from .findings import Finding, Status, problem, skipped
 from .found import EngineUnavailable
 from .hub_config import HubConfigBroken, HubSide
-from .orphans import Orphan, Orphanage
+from .orphans import Abandoned, Orphan, Orphanage
+from .probing import Address, NoAnswer, ask
 from .service_side import ServiceSide
 
 _SIGNS: dict[Status, str] = {
@@ -107,21 +110,30 @@ class CheckApp(OperationsApp):
 
     async def findings(self) -> AsyncIterator[Finding]:
         """Everything that there is to be found out, as it is."""
+        try:
+            async for finding in self._looked_at():
+                yield finding
+        except Exception as error:  # what nobody has thought of must not hide what was found before
+            self.log.debug("The check broke off", exc_info=True)
+            message = f"The check broke off ({type(error).__name__}); --log-level=DEBUG says where."
+            yield problem("check", message, "What stands above is true; please report the rest.")
+
+    async def _looked_at(self) -> AsyncIterator[Finding]:
         hub = None
         if self.hub_config:
             try:
                 hub = HubSide.read(self.hub_config)
             except HubConfigBroken as error:
                 yield problem("configuration", str(error), "Mend it: JupyterHub does not start with it, either.")
-        public_url = self.public_url or (hub.public_url if hub else "")
+        where = Address(self.public_url) if self.public_url or not hub else hub.address
         if hub:
-            async for finding in hub_side.findings(hub, public_url):
+            async for finding in hub_side.findings(hub, where):
                 yield finding
-        if self.hub.api_token or not hub:
-            async for finding in ServiceSide(self, self.hub, self.database, public_url).findings():
+        if self.hub.api_token or not self.hub_config:
+            async for finding in ServiceSide(self, self.hub, self.database, where).findings():
                 yield finding
-        elif hub.launcher and hub.launcher.get("url") and not hub.launcher.get("command"):
-            yield good("service", "It is external: run this where it runs, too, without --hub-config.")
+        elif hub and hub.launcher and not hub.launcher.get("command"):
+            yield skipped("service", "It is external: run this where it runs, too, without --hub-config.")
 
     def _tell(self, finding: Finding) -> None:
         if not self.out.is_terminal:
@@ -144,8 +156,8 @@ class OrphansApp(OperationsApp):
     Containers, services, pods and processes of this Hub's servers that it does not know; tokens of the launcher's for
     servers that do not run; named servers of launches that never came up. Run it where the Hub runs, with --hub-config:
     there the engine is. It asks the Hub with a token from --token-file, JUPYTERHUB_API_TOKEN or JHLAUNCHER_TOKEN, which
-    needs the scopes admin:users, servers and tokens. Exit status: 0 if nothing is left, 1 if something is, 4 if the
-    engine or the Hub can't be asked.
+    needs the scopes admin:users and servers, and tokens to look at these. Exit status: 0 if nothing is left, 1 if
+    something is, 2 for wrong arguments, 4 if the engine or the Hub can't be asked.
     """
 
     name = "jhlauncher orphans"
@@ -154,6 +166,8 @@ class OrphansApp(OperationsApp):
         **OperationsApp.aliases,
         "engine": "OrphansApp.engine",
         "api-url": "OrphansApp.servers_api_url",
+        "network": "OrphansApp.network",
+        "namespace": "OrphansApp.namespace",
         "token-file": "OrphansApp.token_file",
     }
     flags = {
@@ -170,6 +184,8 @@ class OrphansApp(OperationsApp):
     servers_api_url = Unicode(
         help="The Hub's API as its servers know it (their JUPYTERHUB_API_URL). Default: what --hub-config says."
     ).tag(config=True)
+    network = Unicode(help="With --engine=docker or swarm: the network that the servers are on.").tag(config=True)
+    namespace = Unicode(help="With --engine=kubernetes: the namespace that the servers are in.").tag(config=True)
     token_file = Unicode(help="A file with the token for the Hub.").tag(config=True)
     remove = Bool(False, help="Remove what was found.").tag(config=True)
     hub_gone = Bool(False, help="There is no Hub any more.").tag(config=True)
@@ -177,15 +193,19 @@ class OrphansApp(OperationsApp):
     async def run(self) -> int:
         """Find them, and perhaps remove them."""
         try:
-            hub_side = self._hub_side()
-            api_url = (self.servers_api_url or hub_side.api_url).rstrip("/")
-            engine = hub_side.engine()
+            hub = self._hub_side()
+            api_url = (self.servers_api_url or hub.api_url).rstrip("/")
+            engine = hub.engine()
+            if engine is None:
+                raise EngineUnavailable(f"nothing is known of where {hub.spawner_class.__name__} starts servers")
             if self.hub_gone:
-                return await self._see_to(Orphanage(engine, None, api_url))
-            self._take_token(hub_side)
+                await self._refuse_if_it_answers({api_url, *([hub.near_api_url] if self.hub_config else [])})
+                return await self._see_to(Abandoned(engine, api_url))
+            self._take_token(hub)
             await self.hub.start()
             try:
-                return await self._see_to(Orphanage(engine, self.hub, api_url))
+                with_tokens = await self._may_look_at_tokens(hub)
+                return await self._see_to(Orphanage(engine, self.hub, api_url, with_tokens=with_tokens))
             finally:
                 await self.hub.stop()
         except (HubConfigBroken, EngineUnavailable, LauncherError) as error:
@@ -195,10 +215,22 @@ class OrphansApp(OperationsApp):
 
     def _hub_side(self) -> HubSide:
         if bool(self.hub_config) == bool(self.engine):
-            raise TraitError("give either --hub-config, or --engine and --api-url")
-        if self.engine and not self.servers_api_url:
-            raise TraitError("--engine needs --api-url: by it, this Hub's servers are told from others'")
-        return HubSide.of_engine(self.engine) if self.engine else HubSide.read(self.hub_config)
+            raise TraitError("give either --hub-config, or --engine with --api-url and where it is")
+        if not self.engine:
+            return HubSide.read(self.hub_config)
+        wanted = {"kubernetes": "namespace", "docker": "network", "swarm": "network"}.get(self.engine)
+        if not self.servers_api_url or (wanted and not getattr(self, wanted)):
+            needs = f"--api-url{f' and --{wanted}' if wanted else ''}"
+            raise TraitError(f"--engine={self.engine} needs {needs}: by that, this Hub's servers are told from others'")
+        return HubSide.of_engine(self.engine, network=self.network, namespace=self.namespace)
+
+    async def _refuse_if_it_answers(self, urls: set[str]) -> None:
+        """A Hub that is not gone would lose all its servers."""
+        for url in urls:
+            with contextlib.suppress(NoAnswer):
+                answer = await ask(f"{url}/")
+                if answer.get("version"):
+                    raise EngineUnavailable(f"a JupyterHub answers at {url}: leave --hub-gone out")
 
     def _take_token(self, hub: HubSide) -> None:
         """The token and the address with which the Hub is asked."""
@@ -208,10 +240,33 @@ class OrphansApp(OperationsApp):
             except (OSError, UnicodeDecodeError) as error:
                 raise TraitError(f"the token can't be read from {self.token_file}: {error}") from None
         self.hub.api_token = self.hub.api_token or environment.text(TOKEN_ENV) or hub.token
-        self.hub.api_url = self.hub.api_url or (hub.near_api_url if self.hub_config else self.servers_api_url)
+        if not self.config.get("Hub", {}).get("api_url"):  # of another Hub, perhaps, in the environment
+            self.hub.api_url = hub.near_api_url if self.hub_config else self.servers_api_url
         self.hub.validate_settings()
 
-    async def _see_to(self, orphanage: Orphanage) -> int:
+    async def _may_look_at_tokens(self, hub: HubSide) -> bool:
+        """Whether the token lets us see tokens.
+
+        Raises:
+            EngineUnavailable: it does not let us see all users' servers, so that others' would seem lost; or the Hub
+                is not the one of the configuration.
+            LauncherError: the Hub can't be asked.
+
+        """
+        holder = await self.hub.identify(self.hub.api_token)
+        if lacking := {"admin:users", "servers"} - holder.scopes:
+            scopes = ", ".join(sorted(lacking))
+            raise EngineUnavailable(f"the token needs {scopes} for all users: what it does not see would seem lost")
+        launcher = hub.launcher and await self.hub.service(hub.launcher["name"])
+        told = ((launcher or {}).get("info") or {}).get(INFO) or {}
+        if told and told.get("key_fingerprint") != hub.info.get("key_fingerprint"):
+            raise EngineUnavailable(f"the JupyterHub at {self.hub.api_url} is not the one of {hub.label}")
+        if "tokens" not in holder.scopes:
+            sys.stderr.write("jhlauncher orphans: tokens are not looked at, for which the scope tokens is needed\n")
+            return False
+        return True
+
+    async def _see_to(self, orphanage: Orphanage | Abandoned) -> int:
         with Console(stderr=True).status("Looking at the engine and the Hub"):
             orphans = [orphan async for orphan in orphanage.find()]
         done: dict[int, str] = {}
@@ -225,7 +280,7 @@ class OrphansApp(OperationsApp):
         left = [number for number in range(len(orphans)) if done.get(number) not in ("removed", "in use")]
         return FOUND if left else FINE
 
-    async def _removed(self, orphanage: Orphanage, orphan: Orphan) -> str:
+    async def _removed(self, orphanage: Orphanage | Abandoned, orphan: Orphan) -> str:
         try:
             return "removed" if await orphanage.remove(orphan) else "in use"
         except EngineUnavailable as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from .findings import Finding
@@ -23,6 +23,8 @@ class Found:
     server: str
     since: str
     """When it was made, as the engine says it."""
+    token: str = field(default="", repr=False)
+    """Its own at the Hub, which revokes it when it stops the server."""
 
 
 class EngineUnavailable(Exception):
@@ -31,6 +33,9 @@ class EngineUnavailable(Exception):
 
 class Engine(Protocol):
     """Where servers run, as the Hub's spawner is configured to use it."""
+
+    forgetting_removes_volumes: bool
+    """Whether a named server that the Hub forgets loses its volume."""
 
     def check(self) -> AsyncIterator[Finding]:
         """Whether it can be reached, with the rights that the spawner needs."""
@@ -63,6 +68,8 @@ def variables(pairs: Iterable[str]) -> dict[str, str]:
 def belongs(environment: dict[str, str], api_url: str) -> bool:
     """Whether this is the environment of a server of the Hub that has this API; every spawner sets it.
 
-    Services of the Hub have the same variables, with nobody as their user.
+    The Hub's services have the same variables, and a name.
     """
-    return bool(environment.get("JUPYTERHUB_USER")) and environment.get("JUPYTERHUB_API_URL", "").rstrip("/") == api_url
+    if not environment.get("JUPYTERHUB_USER") or environment.get("JUPYTERHUB_SERVICE_NAME"):
+        return False
+    return environment.get("JUPYTERHUB_API_URL", "").rstrip("/") == api_url

@@ -10,14 +10,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from jupyterhub.app import JupyterHub
-from jupyterhub.proxy import Proxy
 from traitlets import TraitError
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
 
 from ..engines import ENGINES
-from ..install import INFO
+from ..install import INFO, reading
 from .found import Engine, EngineUnavailable
+from .probing import Address
 
 _OPERATED = {
     "KubeSpawner": ("on_kubernetes", "KubernetesEngine"),
@@ -55,8 +55,11 @@ class HubSide:
             self.spawner_class: type = self.app.spawner_class
             self.services: list[dict[str, Any]] = list(self.app.services)
             self.roles: list[dict[str, Any]] = list(self.app.load_roles)
-        except (TraitError, ImportError, ValueError) as error:
-            raise HubConfigBroken(f"{label}: {error}") from error
+            self.proxy = self.app.proxy_class(config=config)
+            self.token, self.scopes, self.address = self._token(), self._scopes(), self._address()
+        except (TraitError, ImportError, ValueError, AttributeError, TypeError) as error:
+            # what a wrong value is stays here: it may be a secret
+            raise HubConfigBroken(f"{label}: {str(error).partition(', not the ')[0]}") from error
 
     @classmethod
     def read(cls, path: str) -> HubSide:
@@ -70,15 +73,21 @@ class HubSide:
         if not file.is_file():
             raise HubConfigBroken(f"There is no file {path}")
         try:
-            config = PyFileConfigLoader(file.name, path=str(file.parent)).load_config()
-        except Exception as error:
+            with reading():
+                config = PyFileConfigLoader(file.name, path=str(file.parent)).load_config()
+        except (Exception, SystemExit) as error:
             raise HubConfigBroken(f"{path}, line {_line(error, file)}: {type(error).__name__}: {error}") from error
         return cls(config, path)
 
     @classmethod
-    def of_engine(cls, engine: str) -> HubSide:
-        """A Hub with everything of this engine's as it is by default."""
-        return cls(Config(JupyterHub=Config(spawner_class=ENGINES[engine])), f"the engine {engine}")
+    def of_engine(cls, engine: str, *, network: str = "", namespace: str = "") -> HubSide:
+        """A Hub with everything of this engine's as it is by default, but for where its servers are."""
+        config = Config(JupyterHub=Config(spawner_class=ENGINES[engine]))
+        if network:
+            config.DockerSpawner.network_name = network
+        if namespace:
+            config.KubeSpawner.namespace = namespace
+        return cls(config, f"the engine {engine}")
 
     @property
     def launcher(self) -> dict[str, Any] | None:
@@ -92,16 +101,16 @@ class HubSide:
         """What `install_launcher` has left for others to see."""
         return dict(self.launcher["info"][INFO]) if self.launcher else {}
 
-    @property
-    def token(self) -> str:
+    def _token(self) -> str:
         """The launcher's at the Hub, if it is in the configuration."""
         return str((self.launcher or {}).get("api_token") or "")
 
-    @property
-    def scopes(self) -> set[str]:
+    def _scopes(self) -> set[str]:
         """What the roles in the configuration give to the launcher."""
         name = (self.launcher or {}).get("name")
-        return {scope for role in self.roles if name in role.get("services", ()) for scope in role.get("scopes", ())}
+        return {
+            scope for role in self.roles if name in (role.get("services") or ()) for scope in role.get("scopes") or ()
+        }
 
     @property
     def api_url(self) -> str:
@@ -122,27 +131,24 @@ class HubSide:
         hub = self.app.hub
         return f"{hub.proto}://{_near(self.listens)}:{hub.port}{hub.base_url}api"
 
-    @property
-    def public_url(self) -> str:
-        """Where the Hub's proxy is reached from here; "" if that is not in the configuration."""
+    def _address(self) -> Address:
+        """Where the Hub's proxy is reached from here."""
         if self.app.public_url:
-            return str(self.app.public_url)
+            return Address(str(self.app.public_url))
         if not self.proxy.should_start:
-            return ""
+            return Address("")
         url = urlsplit(self.app.bind_url)
         scheme = "https" if self.app.ssl_cert else url.scheme
-        return f"{scheme}://{_near(url.hostname or '')}:{url.port or 8000}{self.app.base_url}"
-
-    @property
-    def proxy(self) -> Proxy:
-        """As the Hub makes it."""
-        return self.app.proxy_class(config=self.app.config)
+        return Address(
+            f"{scheme}://{_near(url.hostname or '')}:{url.port or 8000}{self.app.base_url}", on_loopback=True
+        )
 
     @property
     def servers_are_elsewhere(self) -> bool:
         """Whether servers have another network than the Hub, so that they don't reach its loopback address."""
         names = {cls.__name__ for cls in self.spawner_class.__mro__}
-        return bool(names & {"KubeSpawner", "DockerSpawner"})
+        on_host = self.app.config.get("DockerSpawner", {}).get("network_name") == "host"
+        return "KubeSpawner" in names or ("DockerSpawner" in names and not on_host)
 
     def engine(self) -> Engine | None:
         """The engine on which the spawner class starts servers; None if it is none of ours.
@@ -170,7 +176,7 @@ def _near(host: str) -> str:
     return "127.0.0.1" if host in ("", "0.0.0.0", "::") else host  # noqa: S104
 
 
-def _line(error: Exception, file: Path) -> int | str:
+def _line(error: BaseException, file: Path) -> int | str:
     """The line of the file at which it went wrong."""
     if isinstance(error, SyntaxError):
         return error.lineno or "?"

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 from jupyterhub.proxy import ConfigurableHTTPProxy
 
 from ..hub import NEEDED_SCOPES
-from .findings import Finding, good, problem, skipped
+from .findings import Finding, good, problem, skipped, warning
 from .found import EngineUnavailable
 from .hub_config import HubSide
-from .probing import NoAnswer, ask
+from .probing import Address, NoAnswer, ask
 from .service_side import of_the_hubs_side, of_the_proxy
 
 
-async def findings(hub: HubSide, public_url: str) -> AsyncIterator[Finding]:
+async def findings(hub: HubSide, where: Address) -> AsyncIterator[Finding]:
     """Everything that can be found out, in the order in which it matters.
 
     Args:
         hub: as it is configured.
-        public_url: JupyterHub's address as clients see it; "" if it is not known.
+        where: JupyterHub's address as clients see it.
 
     """
     yield good("configuration", f"{hub.label} can be read.")
@@ -38,10 +39,12 @@ async def findings(hub: HubSide, public_url: str) -> AsyncIterator[Finding]:
     async for finding in _of_the_engine(hub):
         yield finding
     prefix = f"{hub.app.base_url}services/{hub.launcher['name']}/"
-    proxy = await of_the_proxy(public_url, prefix)
+    proxy = await of_the_proxy(where, prefix)
     yield proxy
     if proxy.status == "ok":
-        yield await _of_the_launcher(public_url, prefix)
+        yield await _of_the_launcher(where, prefix)
+    else:
+        yield skipped("launcher", "It could not be asked through the proxy.")
 
 
 def _of_the_role(hub: HubSide) -> Finding:
@@ -61,7 +64,10 @@ def _of_the_address(hub: HubSide) -> Finding:
     if hub.servers_are_elsewhere and (hub.listens == "localhost" or hub.listens.startswith("127.")):
         message = f"The Hub listens on {hub.listens} only, where servers do not reach it."
         return problem("hub's address", message, 'c.JupyterHub.hub_ip = "0.0.0.0"')
-    return good("hub's address", f"Servers find the Hub at {hub.api_url}")
+    if hub.servers_are_elsewhere and host == socket.gethostname():
+        message = f"Servers are told to find the Hub at {hub.api_url}: is this machine's name one that they know?"
+        return warning("hub's address", message, "c.JupyterHub.hub_connect_ip: where servers reach the Hub.")
+    return good("hub's address", f"Servers are told to find the Hub at {hub.api_url}")
 
 
 def _of_the_proxys_command(hub: HubSide) -> Finding | None:
@@ -89,14 +95,14 @@ async def _of_the_engine(hub: HubSide) -> AsyncIterator[Finding]:
         yield finding
 
 
-async def _of_the_launcher(public_url: str, prefix: str) -> Finding:
+async def _of_the_launcher(where: Address, prefix: str) -> Finding:
     """What the running service says of itself."""
-    parts = urlsplit(public_url)
     try:
-        answer = await ask(f"{parts.scheme}://{parts.netloc}{prefix}ready")
+        answer = await ask(where.below(f"{prefix}ready"), trusting=where.on_loopback)
     except NoAnswer as error:
         return problem("launcher", f"It does not answer: {error}", "Look into its log.")
-    checks = answer.get("checks") or {}
+    checks = answer.get("checks")
+    checks = checks if isinstance(checks, dict) else {}
     wrong = [check["message"] for check in checks.values() if not check["ok"]]
     if answer.status != 200:
         return problem("launcher", " ".join(wrong) or f"It answers {answer.status}.", "Restart the Hub; see its log.")

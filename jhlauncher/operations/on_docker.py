@@ -22,6 +22,8 @@ class DockerEngine:
 
     """
 
+    forgetting_removes_volumes = False
+
     def __init__(self, spawner: Any) -> None:
         self._spawner = spawner
 
@@ -63,9 +65,15 @@ class DockerEngine:
             _found("container", each["Id"], each["Name"].lstrip("/"), environment, each["Created"])
             for each in found
             if each
+            and not self._kept(each)
             and belongs(environment := variables(each["Config"]["Env"] or ()), api_url)
             and self._in_network(each["NetworkSettings"]["Networks"] or {})
         ]
+
+    def _kept(self, container: Any) -> bool:
+        """Whether an administrator keeps it, with all that its user has written, for the next plain start."""
+        stopped = not container["State"]["Running"]
+        return stopped and not self._spawner.remove and not container["Name"].endswith(".launch")
 
     def _in_network(self, networks: dict[str, Any]) -> bool:
         """Two Hubs that servers know by the same name have different networks."""
@@ -152,4 +160,5 @@ class SwarmEngine(DockerEngine):
 
 def _found(kind: Any, id: str, name: str, environment: dict[str, str], since: str) -> Found:
     user, server = environment["JUPYTERHUB_USER"], environment.get("JUPYTERHUB_SERVER_NAME", "")
-    return Found(kind, id, name, user, server, since.partition(".")[0])
+    token = environment.get("JUPYTERHUB_API_TOKEN", "")
+    return Found(kind, id, name, user, server, since.partition(".")[0], token)

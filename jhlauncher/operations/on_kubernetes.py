@@ -21,6 +21,9 @@ RIGHTS = {
 }
 """What the Hub's service account needs in its namespace, as etc/kubernetes/hub/rbac.yaml gives it."""
 
+_TIMEOUT = 60
+"""Seconds for a list of all pods."""
+
 _PROMISED = {("persistentvolumeclaims", "create"), ("pods/log", "get"), ("events", "list"), ("events", "watch")}
 """Without which servers start, too: volumes are not made, crashes told without a log, starts without their steps."""
 
@@ -35,6 +38,7 @@ class KubernetesEngine:
 
     def __init__(self, spawner: Any) -> None:
         self._spawner = spawner
+        self.forgetting_removes_volumes = bool(spawner.delete_pvc and spawner.storage_pvc_ensure)
         self._client = spawner.api.api_client
 
     async def check(self) -> AsyncIterator[Finding]:
@@ -60,7 +64,11 @@ class KubernetesEngine:
         for resource, verb in lacking:
             message = f"The Hub's service account may not {verb} {resource} in the namespace {namespace}."
             rate = warning if (resource, verb) in _PROMISED else problem
-            yield rate("rights", message, "Give it the rules of etc/kubernetes/hub/rbac.yaml.")
+            yield rate(
+                "rights",
+                message,
+                "Give it the rules of etc/kubernetes/hub/rbac.yaml; with the Helm chart, pod-logs.yaml.",
+            )
         if not lacking:
             yield good("rights", f"The Hub has the rights that it needs in the namespace {namespace}.")
 
@@ -78,22 +86,24 @@ class KubernetesEngine:
         return "" if self._spawner.enable_user_namespaces else str(self._spawner.namespace)
 
     async def servers(self, api_url: str) -> list[Found]:
-        """Pods; those that are about to go don't count."""
+        """Pods; those that are about to go, or that the administrator keeps, don't count."""
+        if not self._namespace:
+            raise EngineUnavailable("where each user has a namespace, it can't be told which pods are this Hub's")
         label = f"component={self._spawner.component_label}"
-        api = client.CoreV1Api(self._client)
-        listed = (
-            api.list_namespaced_pod(self._namespace, label_selector=label)
-            if self._namespace
-            else api.list_pod_for_all_namespaces(label_selector=label)
+        listed = client.CoreV1Api(self._client).list_namespaced_pod(
+            self._namespace, label_selector=label, _request_timeout=_TIMEOUT
         )
         found = []
         for pod in (await self._asked(listed)).items:
+            if pod.status.phase in ("Succeeded", "Failed") and not self._spawner.delete_stopped_pods:
+                continue
             variables = {each.name: each.value or "" for each in pod.spec.containers[0].env or ()}
             if belongs(variables, api_url) and not pod.metadata.deletion_timestamp:
                 user, server = variables["JUPYTERHUB_USER"], variables.get("JUPYTERHUB_SERVER_NAME", "")
                 name = f"{pod.metadata.namespace}/{pod.metadata.name}"
                 since = f"{pod.metadata.creation_timestamp:%Y-%m-%dT%H:%M:%S}"
-                found.append(Found("pod", pod.metadata.uid, name, user, server, since))
+                token = variables.get("JUPYTERHUB_API_TOKEN", "")
+                found.append(Found("pod", pod.metadata.uid, name, user, server, since, token))
         return found
 
     async def remove(self, found: Found) -> None:

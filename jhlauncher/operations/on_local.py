@@ -28,19 +28,20 @@ class LocalEngine:
 
     """
 
+    forgetting_removes_volumes = False
+
     def __init__(self, spawner: Any) -> None:
         self._spawner = spawner
 
     async def check(self) -> AsyncIterator[Finding]:
         """Whether there is what servers need."""
         root = Path(self._spawner.root_dir)
-        nearest = next(path for path in (root, *root.parents) if path.exists())
-        if os.access(nearest, os.W_OK):
+        if os.access(next(path for path in (root, *root.parents) if os.access(path, os.F_OK)), os.W_OK):
             yield good("engine", f"Homes and volumes are kept in {root}.")
         else:
             yield problem("engine", f"The folder {root} can't be written.", "Set c.LauncherLocalSpawner.root_dir.")
         for name, entry in self._spawner.environments.items():
-            command = (entry.get("cmd") or self._spawner.cmd)[0]
+            command = next(iter(_words(entry.get("cmd") or self._spawner.cmd)), "")
             if not shutil.which(command):
                 yield problem(
                     "image",
@@ -60,8 +61,12 @@ class LocalEngine:
         for number in (signal.SIGTERM, signal.SIGKILL):
             if _began(path) != began:
                 return
-            with suppress(ProcessLookupError):
+            try:
                 os.killpg(int(pid), number)
+            except ProcessLookupError:
+                return
+            except PermissionError:
+                raise EngineUnavailable(f"the process {pid} is another user's") from None
             deadline = time.monotonic() + _GRACE
             while _began(path) == began and time.monotonic() < deadline:  # noqa: ASYNC110  (nothing tells)
                 await asyncio.sleep(0.05)
@@ -78,15 +83,26 @@ def _servers(api_url: str) -> list[Found]:
 def _server(path: Path, api_url: str) -> Found | None:
     """The server that this process leads, if it is one of the Hub's."""
     with suppress(OSError, IndexError):
-        if _stat(path)[3] != path.name:  # the session's id is its leader's
+        pid, session = int(path.name), int(_stat(path)[3])
+        if session != pid or session in (1, os.getsid(0)) or not _beside_us(path):  # a session's id is its leader's
             return None
         environment = variables((path / "environ").read_bytes().decode(errors="replace").split("\0"))
         if belongs(environment, api_url):
             since = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(path.stat().st_ctime))
             name = f"process {path.name}"
             user, server = environment["JUPYTERHUB_USER"], environment.get("JUPYTERHUB_SERVER_NAME", "")
-            return Found("process", f"{path.name}@{_began(path)}", name, user, server, since)
+            token = environment.get("JUPYTERHUB_API_TOKEN", "")
+            return Found("process", f"{path.name}@{_began(path)}", name, user, server, since, token)
     return None
+
+
+def _beside_us(path: Path) -> bool:
+    """Whether a process is in no container but ours: what is in another may have a Hub at the same address."""
+    return all((path / "ns" / kind).readlink() == (_PROCESSES / "self/ns" / kind).readlink() for kind in ("net", "pid"))
+
+
+def _words(command: Any) -> list[str]:
+    return [command] if isinstance(command, str) else list(command)
 
 
 def _stat(path: Path) -> list[str]:

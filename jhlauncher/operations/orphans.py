@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import Unauthenticated
 from ..hub import Hub
 from ..signing import OPTIONS_KEY
-from .found import Engine, Found
+from .found import Engine, EngineUnavailable, Found
 
 _AT_A_TIME = 8
 """Users that the Hub is asked about at a time."""
@@ -30,22 +31,26 @@ class Orphan:
     """If it is the engine's."""
     token: str = ""
     """The id of a token."""
+    launch: str = ""
+    """Whose token it is."""
 
 
 class Orphanage:
-    """Finds and removes them.
+    """Finds and removes what one Hub has lost. At each step, first what there is, and then what is known.
 
     Args:
-        engine: where servers run; None: only the Hub is looked at.
-        hub: None if there is none any more: then nothing is known to anybody.
+        engine: where servers run.
+        hub: which should know them.
         api_url: the Hub's API as servers know it.
+        with_tokens: whether we may look at tokens.
 
     """
 
-    def __init__(self, engine: Engine | None, hub: Hub | None, api_url: str) -> None:
+    def __init__(self, engine: Engine, hub: Hub, api_url: str, *, with_tokens: bool) -> None:
         self._engine = engine
         self._hub = hub
         self._api_url = api_url
+        self._with_tokens = with_tokens
 
     async def find(self) -> AsyncIterator[Orphan]:
         """All of them.
@@ -55,31 +60,38 @@ class Orphanage:
             LauncherError: the Hub can't be asked, or does not let us.
 
         """
-        # first what there is, then what is known: a server that starts meanwhile is in neither or in both
-        there = await self._engine.servers(self._api_url) if self._engine else []
-        known = await self._hub.active_servers() if self._hub else {}
+        there = await self._engine.servers(self._api_url)
+        users = [user async for user in self._hub.all_users()]
+        tokens = await self._tokens_of([user["name"] for user in users])
+        known = await self._hub.active_servers()
         for found in there:
-            if why := self._unknown(found, known):
+            if (found.user, found.server) not in known and not await self._is_missed(found):
+                why = "the Hub has no such server running"
                 yield Orphan(found.kind, found.name, found.user, found.server, found.since, why, found)
-        if self._hub:
-            async for orphan in self._in_the_hub(self._hub, known):
+        for user in users:
+            for orphan in [*_tokens(user["name"], tokens.get(user["name"], []), known), *_rows(user)]:
                 yield orphan
 
-    def _unknown(self, found: Found, known: dict[tuple[str, str], Any]) -> str:
-        """Why nobody misses it; "" if somebody may."""
-        if self._hub is None:
-            return "its Hub is gone"
-        return "" if (found.user, found.server) in known else "the Hub has no such server running"
+    async def _tokens_of(self, users: list[str]) -> dict[str, list[Any]]:
+        if not self._with_tokens:
+            return {}
+        turns = asyncio.Semaphore(_AT_A_TIME)
 
-    async def _in_the_hub(self, hub: Hub, known: dict[tuple[str, str], Any]) -> AsyncIterator[Orphan]:
-        users = [user async for user in hub.users_with_stopped_servers()]
-        for start in range(0, len(users), _AT_A_TIME):
-            some = users[start : start + _AT_A_TIME]
-            for user, tokens in zip(
-                some, await asyncio.gather(*(hub.launchers_tokens(user["name"]) for user in some)), strict=True
-            ):
-                for orphan in [*_tokens(user["name"], tokens, known), *_rows(user)]:
-                    yield orphan
+        async def of(user: str) -> list[Any]:
+            async with turns:
+                return await self._hub.launchers_tokens(user)
+
+        return dict(zip(users, await asyncio.gather(*map(of, users)), strict=True))
+
+    async def _is_missed(self, found: Found) -> bool:
+        """Whether the Hub still knows the server's own token, as when its user has got another name."""
+        if not found.token:
+            return False
+        try:
+            await self._hub.identify(found.token)
+        except Unauthenticated:
+            return False
+        return True
 
     async def remove(self, orphan: Orphan) -> bool:
         """Remove it, unless it has found somebody in the meantime; whether it was removed.
@@ -89,35 +101,73 @@ class Orphanage:
             LauncherError: the Hub does not do it.
 
         """
-        if self._hub and await self._hub.active_server(orphan.user, orphan.server) and not orphan.token:
+        running = await self._hub.active_server(orphan.user, orphan.server)
+        if running and not (orphan.token and _launch(running) != orphan.launch):
             return False
         if orphan.found:
-            assert self._engine  # noqa: S101  (for mypy: who else has found it)
             await self._engine.remove(orphan.found)
         elif orphan.token:
-            assert self._hub  # noqa: S101  (for mypy)
             await self._hub.delete_token(orphan.user, orphan.token)
+        elif self._engine.forgetting_removes_volumes:
+            raise EngineUnavailable("KubeSpawner would delete its volume, too; remove it at the Hub's own page")
         else:
-            assert self._hub  # noqa: S101  (for mypy)
             await self._hub.remove_server(orphan.user, orphan.server)
         return True
+
+
+class Abandoned:
+    """What a Hub has left behind that is gone: nobody knows any of its servers.
+
+    Args:
+        engine: where they run.
+        api_url: the Hub's API as they knew it.
+
+    """
+
+    def __init__(self, engine: Engine, api_url: str) -> None:
+        self._engine = engine
+        self._api_url = api_url
+
+    async def find(self) -> AsyncIterator[Orphan]:
+        """All of them.
+
+        Raises:
+            EngineUnavailable: the engine can't be asked.
+
+        """
+        for found in await self._engine.servers(self._api_url):
+            yield Orphan(found.kind, found.name, found.user, found.server, found.since, "its Hub is gone", found)
+
+    async def remove(self, orphan: Orphan) -> bool:
+        """Remove it.
+
+        Raises:
+            EngineUnavailable: the engine does not do it.
+
+        """
+        if orphan.found:
+            await self._engine.remove(orphan.found)
+        return True
+
+
+def _launch(server: dict[str, Any]) -> str | None:
+    """Of which launch a server is, that the Hub has this model of."""
+    launch: str | None = ((server.get("user_options") or {}).get(OPTIONS_KEY) or {}).get("id")
+    return launch
 
 
 def _tokens(user: str, tokens: list[Any], known: dict[tuple[str, str], Any]) -> list[Orphan]:
     """The launcher's tokens that open a server which is not that launch's any more."""
     orphans = []
     for token in tokens:
-        launch = token["launch"]
-        running = known.get((user, token["server"]))
-        if running is None:
-            why = "it opens a server that does not run"
-        elif ((running.get("user_options") or {}).get(OPTIONS_KEY) or {}).get("id") != launch:
-            why = f"it is of the launch {launch}, which has ended"
-        else:
+        server, launch = token["server"], token["launch"]
+        running = known.get((user, server))
+        if running is not None and _launch(running) == launch:
             continue
-        name = f"token {token['id']}"
+        why = f"it is of the launch {launch}, which has ended" if running else "it opens a server that does not run"
         since = (token["created"] or "").partition(".")[0]
-        orphans.append(Orphan("token", name, user, token["server"], since, why, token=token["id"]))
+        name = f"token {token['id']}"
+        orphans.append(Orphan("token", name, user, server, since, why, token=token["id"], launch=launch))
     return orphans
 
 

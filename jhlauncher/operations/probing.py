@@ -6,6 +6,7 @@ import json
 import ssl
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 from multidict import CIMultiDictProxy
@@ -23,6 +24,21 @@ class NotTrusted(NoAnswer):
 
 
 @dataclass(frozen=True)
+class Address:
+    """JupyterHub's address, as somebody reaches it."""
+
+    url: str
+    """"" if it is not known."""
+    on_loopback: bool = False
+    """It was derived, and is no name of any certificate's."""
+
+    def below(self, path: str) -> str:
+        """The URL of a path at this host."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+@dataclass(frozen=True)
 class Answer:
     """What came back."""
 
@@ -36,8 +52,13 @@ class Answer:
         return self.body.get(key) if isinstance(self.body, dict) else None
 
 
-async def ask(url: str, context: ssl.SSLContext | None = None) -> Answer:
+async def ask(url: str, context: ssl.SSLContext | None = None, *, trusting: bool = False) -> Answer:
     """GET, without credentials.
+
+    Args:
+        url: where.
+        context: of TLS.
+        trusting: any certificate will do.
 
     Raises:
         NoAnswer: there is none.
@@ -46,7 +67,7 @@ async def ask(url: str, context: ssl.SSLContext | None = None) -> Answer:
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(_TIMEOUT)) as client,
-            client.get(url, ssl=context or True, allow_redirects=False) as response,
+            client.get(url, ssl=context or not trusting, allow_redirects=False) as response,
         ):
             return Answer(response.status, response.headers, _json(await response.read()))
     except aiohttp.ClientConnectorCertificateError as error:

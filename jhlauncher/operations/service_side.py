@@ -20,11 +20,13 @@ from ..install import INFO
 from ..models import Caller
 from ..signing import MIN_KEY_LENGTH, derive_key, key_fingerprint
 from .findings import Finding, good, problem, skipped, warning
-from .probing import Answer, NoAnswer, NotTrusted, ask
+from .probing import Address, Answer, NoAnswer, NotTrusted, ask
 
 _OLDEST_HUB = (5, 4)
 _APART = 30
 """Seconds that the clocks of two machines may differ before somebody should know."""
+_REFUSED = 300
+"""Seconds beyond which launches are refused, unless `LauncherSpawnerMixin.signature_lifetime` is another."""
 _INSTALL = "Configure the Hub with install_launcher of this version (docs/install.md), and restart it."
 
 
@@ -35,15 +37,15 @@ class ServiceSide:
         app: with its settings.
         hub: its connection to the Hub, not started.
         database: its database, not started.
-        public_url: JupyterHub's address as clients see it; "" if it is not known.
+        where: JupyterHub's address as clients see it.
 
     """
 
-    def __init__(self, app: LauncherApp, hub: Hub, database: Database, public_url: str) -> None:
+    def __init__(self, app: LauncherApp, hub: Hub, database: Database, where: Address) -> None:
         self._app = app
         self._hub = hub
         self._database = database
-        self._public_url = public_url
+        self._where = where
 
     async def findings(self) -> AsyncIterator[Finding]:
         """Everything that can be found out, in the order in which it matters."""
@@ -55,7 +57,7 @@ class ServiceSide:
             async for finding in self._of_the_hub():
                 yield finding
         yield self._key_length()
-        yield await of_the_proxy(self._public_url, self._app.prefix)
+        yield await of_the_proxy(self._where, self._app.prefix)
         yield await self._of_the_database()
 
     # -- the Hub
@@ -104,11 +106,11 @@ class ServiceSide:
         yield _of_the_scopes(holder)
         model = await self._hub.service(name)
         info = ((model or {}).get("info") or {}).get(INFO)
-        if not model or not info:
+        if not model or not isinstance(info, dict):
             yield warning("hub's side", "The Hub does not say how its side of the launcher is configured.", _INSTALL)
             return
         yield self._of_the_address(model)
-        yield self._of_the_key(info["key_fingerprint"])
+        yield self._of_the_key(str(info.get("key_fingerprint")))
         for finding in of_the_hubs_side(info):
             yield finding
 
@@ -156,7 +158,10 @@ class ServiceSide:
             database.validate_settings()
             version = await asyncio.to_thread(database.look)
         except TraitError as error:
-            return problem("database", _sentence(str(error)), "JHLAUNCHER_DB_URL; docs/launches.md has what it may be.")
+            remedy = (
+                "Its place is JHLAUNCHER_DB_URL; an older schema is upgraded, with all replicas stopped, by upgrade-db."
+            )
+            return problem("database", _sentence(str(error)), remedy)
         if version is None:
             return good("database", f"{database.label} is empty; the service will make its tables.")
         return good("database", f"{database.label} has the schema of this version ({version}).")
@@ -165,17 +170,17 @@ class ServiceSide:
 def of_the_hubs_side(info: dict[str, Any]) -> list[Finding]:
     """What `install_launcher` has left at the Hub to be seen."""
     findings = []
-    spawner = info["spawner_class"]
-    if info["launches"]:
+    spawner = info.get("spawner_class")
+    if info.get("launches"):
         findings.append(good("spawner", f"The Hub's spawner class is {spawner}."))
     else:
         message = f"The Hub's spawner class {spawner} does not understand launches: it would start something else."
         remedy = "Let no line after install_launcher set c.JupyterHub.spawner_class; give it spawner_class= instead."
         findings.append(problem("spawner", message, remedy))
-    if info["version"] != __version__:
-        message = f"The Hub's side has jhlauncher {info['version']}, this is {__version__}."
+    if info.get("version") != __version__:
+        message = f"The Hub's side has jhlauncher {info.get('version')}, this is {__version__}."
         findings.append(warning("version", message, "Install the same version on both sides."))
-    if not info["named_servers"]:
+    if not info.get("named_servers"):
         message = "Named servers are off: nobody can launch a second server."
         findings.append(warning("named servers", message, "c.JupyterHub.allow_named_servers = True"))
     else:
@@ -183,15 +188,14 @@ def of_the_hubs_side(info: dict[str, Any]) -> list[Finding]:
     return findings
 
 
-async def of_the_proxy(public_url: str, prefix: str) -> Finding:
+async def of_the_proxy(where: Address, prefix: str) -> Finding:
     """Whether the launcher answers where clients ask for it."""
-    if not public_url:
+    if not where.url:
         remedy = "Set JUPYTERHUB_URL to it, as it is reached from here."
         return skipped("proxy", "JupyterHub's address as clients see it is not known here.", remedy)
-    parts = urlsplit(public_url)
-    url = f"{parts.scheme}://{parts.netloc}{prefix}health"
+    url = where.below(f"{prefix}health")
     try:
-        answer = await ask(url)
+        answer = await ask(url, trusting=where.on_loopback)
     except NotTrusted as error:
         remedy = "Clients need the certificate of who has signed it; or use one that is signed publicly."
         return warning("proxy", f"The certificate at {url} is not trusted here: {error}", remedy)
@@ -203,7 +207,8 @@ async def of_the_proxy(public_url: str, prefix: str) -> Finding:
         message = f"JupyterHub's proxy answers {answer.status} at {url}: it does not reach the launcher."
         return problem("proxy", message, "Start the launcher; check url= of install_launcher, as seen from the proxy.")
     message = f"What answers at {url} ({answer.status}) is not the launcher."
-    return problem("proxy", message, "Check JupyterHub's address and base URL, and the name of the service.")
+    remedy = "Check JupyterHub's address and base URL, and the service's name; restart a Hub that was just configured."
+    return problem("proxy", message, remedy)
 
 
 def _of_the_clock(answer: Answer) -> Finding:
@@ -214,8 +219,9 @@ def _of_the_clock(answer: Answer) -> Finding:
     apart = abs(time.time() - hub)
     if apart < _APART:
         return good("clock", "The Hub's clock and this one agree.")
-    remedy = "Synchronise both (NTP). Launches are refused as signed too long ago beyond signature_lifetime, 300 s."
-    return problem("clock", f"The Hub's clock and this one are {apart:.0f} s apart.", remedy)
+    remedy = f"Synchronise both (NTP). Beyond {_REFUSED} s (signature_lifetime), launches are refused."
+    rate = warning if apart < _REFUSED else problem
+    return rate("clock", f"The Hub's clock and this one are {apart:.0f} s apart.", remedy)
 
 
 def _of_the_scopes(holder: Caller) -> Finding:

@@ -41,6 +41,8 @@ class Provider:
     """They do not let the Hub know who they are."""
     lies: bool = False
     """The code that they come back with is not the provider's."""
+    stranger: bool = False
+    """Nothing is wrong with them, but nobody has let them in."""
     asked: list[dict[str, str]] = field(default_factory=list)
     """What the Hub has sent to have a code redeemed."""
     codes: set[str] = field(default_factory=set)
@@ -174,14 +176,14 @@ async def test_log_in_with_github(hub: SwarmsHub, platform: Visitor):
     assert (status, model["admin"]) == (200, True)
 
 
-@pytest.mark.parametrize("what", ["denies", "lies"])
-async def test_who_github_does_not_know_stays_outside(hub: SwarmsHub, platform: Visitor, what: str):
+@pytest.mark.parametrize("what", ["denies", "lies", "stranger"])
+async def test_who_may_not_stays_outside(hub: SwarmsHub, platform: Visitor, what: str):
     hub.provider.login = f"mallory-{what}"
     setattr(hub.provider, what, True)
     try:
         async with hub.visitor() as user:
             status, page = await user.request("GET", "hub/oauth_login?next=/hub/home")
-            assert status >= 400
+            assert status >= 400, page
             assert SECRET not in page
             status, _ = await user.request("GET", "hub/home", allow_redirects=False)
             assert status == 302

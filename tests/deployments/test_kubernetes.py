@@ -54,6 +54,7 @@ class Cluster:
         self.namespace = f"t{secrets.token_hex(3)}"
         self.platform_token, self.password = secrets.token_hex(32), secrets.token_hex(16)
         self.addresses: dict[str, str] = {}
+        self.postgres = ""
 
     def kubectl(self, *arguments: str, status: int = 0) -> str:
         return run("kubectl", "--namespace", self.namespace, *arguments, cwd=self.folder, status=status)
@@ -117,7 +118,8 @@ class Cluster:
 
     def remove(self) -> None:
         run("kubectl", "delete", "namespace", self.namespace, "--wait=false")
-        self.client.remove_container(self.postgres, v=True, force=True)
+        if self.postgres:
+            self.client.remove_container(self.postgres, v=True, force=True)
 
 
 def _is_ready(pod: Any) -> bool:

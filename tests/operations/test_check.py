@@ -191,7 +191,7 @@ BROKEN = [
     Broken("no proxy there", "proxy", "does not answer", {"JUPYTERHUB_URL": "http://127.0.0.1:1"}),
     Broken("not the proxy", "proxy", "is not the launcher", {"JUPYTERHUB_URL": "{hub}"}),
     Broken("a database of another kind", "database", "must begin with sqlite", {"JHLAUNCHER_DB_URL": "mysql://x/y"}),
-    Broken("no folder for the database", "database", "can't be made", {"JHLAUNCHER_DB_URL": "sqlite:////no/such/x.sqlite"}),
+    Broken("no folder for the database", "database", "can't be written", {"JHLAUNCHER_DB_URL": "sqlite:////no/such/x.sqlite"}),
     Broken("no database server", "database", "can't be opened", {"JHLAUNCHER_DB_URL": "postgresql://x@127.0.0.1:1/y"}),
     # where the Hub runs
     Broken("a configuration with a mistake", "configuration", "line 3: NameError: name 'd'", config="d.JupyterHub = 1"),

@@ -130,12 +130,21 @@ async def test_a_token_and_a_row_that_nobody_needs(hub: RealHub):
 
 
 async def test_a_hub_that_is_gone(hub: RealHub):
+    """And is none, as long as it answers."""
+    status, told = orphans(hub, "--hub-gone", "--remove")
+    assert (status, "leave --hub-gone out" in told) == (4, True), told
+    hub.end(signal.SIGKILL)
+    await until(lambda: not _proxy(hub), 20)
     pids = [pid for name, pid in starts(hub) if name in ("one", "two") and is_alive(pid)]
     assert len(pids) == 2
     status, found = orphans(hub, "--hub-gone")
     assert (status, sorted(orphan["user"] for orphan in found)) == (1, ["one", "two"])
     assert {orphan["why"] for orphan in found} == {"its Hub is gone"}
     assert {orphan["kind"] for orphan in found} == {"process"}
+    status, found = orphans(hub, "--hub-gone", "--remove")
+    assert (status, {orphan["done"] for orphan in found}) == (0, {"removed"})
+    assert not any(map(is_alive, pids))
+    hub.begin()
 
 
 async def test_who_may_not_ask(hub: RealHub):
@@ -143,13 +152,26 @@ async def test_who_may_not_ask(hub: RealHub):
     status, told = orphans(hub, token="other")
     assert (status, told.startswith("jhlauncher orphans: JupyterHub refuses")) == (4, True), told
     assert "no-such-token" not in told
+    # who does not see all users would take others' servers for lost
     (hub.folder / "other").write_text(await hub.user_token("one"))
     status, told = orphans(hub, token="other")
-    assert status == 4, told
+    assert (status, "for all users" in told) == (4, True), told
+    # a platform's token does, and sees no tokens
+    (hub.folder / "other").write_text(hub.platform_token)
+    status, told = orphans(hub, token="other")
+    assert (status, told) == (0, []), told
     assert orphans(hub, token="no-such-file")[0] == 2
 
 
-@pytest.mark.parametrize("arguments", [[], ["--engine=docker"], ["--engine=moon", "--api-url=http://hub/hub/api"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--engine=docker"],
+        ["--engine=moon", "--api-url=http://hub/hub/api"],
+        ["--engine=kubernetes", "--api-url=http://hub/hub/api"],
+    ],
+)
 async def test_wrong_arguments(arguments: list[str]):
     done = await piped(None, "orphans", *arguments)
     assert done.status == 2, done

@@ -9,7 +9,13 @@ image = os.environ.get("SINGLE_USER_IMAGE", "quay.io/jupyter/base-notebook")
 
 # the launcher: a service at /services/launcher/, its role, and the spawner; the Hub manages it, or it runs elsewhere
 if "LAUNCHER_URL" in os.environ:
-    install_launcher(c, engine="kubernetes", url=os.environ["LAUNCHER_URL"], api_token=os.environ["LAUNCHER_TOKEN"])
+    install_launcher(
+        c,
+        engine="kubernetes",
+        url=os.environ["LAUNCHER_URL"],
+        api_token=os.environ["LAUNCHER_TOKEN"],
+        signing_key=os.environ.get("LAUNCHER_SIGNING_KEY"),  # derived from the token on both sides, if there is none
+    )
 else:
     install_launcher(c, engine="kubernetes", images=[image])
 c.JupyterHub.hub_ip = "0.0.0.0"
