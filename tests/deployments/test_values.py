@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import docker
 import pytest
 import yaml
 from jupyterhub.app import JupyterHub
 from traitlets.config import Config
 
 from jhlauncher.signing import derive_key
-from tests.deployments.support import ETC
+from tests.deployments.support import ETC, needs, run
+from tests.engines.hubs import hub_image
 
 VALUES: dict[str, Any] = yaml.safe_load((ETC / "kubernetes/values.yaml").read_text())
 TOKEN = "a token of more than thirty-two characters"
@@ -52,6 +54,14 @@ def test_what_the_hub_makes_of_it(monkeypatch: pytest.MonkeyPatch, key: str):
 
 def documents(name: str) -> list[Any]:
     return list(yaml.safe_load_all((ETC / "kubernetes" / name).read_text()))
+
+
+@pytest.mark.skipif(bool(needs("docker")), reason=needs("docker"))
+def test_the_image_has_what_the_chart_s_configuration_imports():
+    """It has JupyterHub ask with pycurl, and the culler run."""
+    modules = "tornado.curl_httpclient, kubernetes_asyncio, kubespawner, yaml, jupyterhub_idle_culler, oauthenticator"
+    image = hub_image(docker.APIClient(**docker.utils.kwargs_from_env(), version="auto"))
+    run("docker", "run", "--rm", image, "python3", "-c", f"import {modules}")
 
 
 def test_the_network_policy_lets_the_chart_s_pods_in():

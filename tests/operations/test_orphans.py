@@ -150,7 +150,7 @@ async def test_a_hub_that_is_gone(hub: RealHub):
 async def test_who_may_not_ask(hub: RealHub):
     (hub.folder / "other").write_text("no-such-token")
     status, told = orphans(hub, token="other")
-    assert (status, told.startswith("jhlauncher orphans: JupyterHub refuses")) == (4, True), told
+    assert (status, "does not know this token" in told) == (4, True), told
     assert "no-such-token" not in told
     # who does not see all users would take others' servers for lost
     (hub.folder / "other").write_text(await hub.user_token("one"))
