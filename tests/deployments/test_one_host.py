@@ -129,18 +129,20 @@ async def test_a_launch_and_a_login(tmp_path: Path, engine: str, external: bool,
 @pytest.mark.asyncio
 async def test_an_idle_server_is_stopped_and_the_launch_says_so(tmp_path: Path):
     """Nobody has a connection to it, and JupyterHub takes the start for its last activity."""
-    hub = RealHub(tmp_path, install='engine="local", idle_timeout=4')
+    hub = RealHub(tmp_path, install='engine="local", idle_timeout=8')
     with hub.running():
-        status, _ = await hub.launcher("POST", username="ada", image="plain")
-        assert status == 200
         async with Visitor(hub.url, hub.platform_token) as platform:
-            _, found = await platform.request("GET", "services/launcher/launches?username=ada")
-            path = f"services/launcher/launches/{found['items'][0]['id']}"
-            async with platform._client.get(f"{platform.url}{path}/events") as events:
-                told = await events.text()
-            assert "event: stopped" in told
+            body = {"username": "ada", "image": "plain"}
+            status, launch = await platform.request("POST", "services/launcher/launches", json=body)
+            assert status == 202, launch
+            path = f"services/launcher/launches/{launch['id']}"
+            status, told = await platform.request("GET", f"{path}/events")  # to its end
+            assert status == 200
+            assert re.findall(r"^event: (ready|stopped|failed)$", told, re.MULTILINE) == ["ready", "stopped"]
             _, launch = await platform.request("GET", path)
             assert launch["state"] == "stopped"
+            _, tokens = await hub.api("GET", "/users/ada/tokens")
+            assert not [token for token in tokens["api_tokens"] if token["note"].startswith("jhlauncher")]
 
 
 def test_the_systemd_unit(tmp_path: Path):
