@@ -36,13 +36,14 @@ ELSEWHERE = {
     "make test ": "what runs this, and tests/test_docs.py",
     'export PATH="$PWD/.venv/bin:$PATH" CONFIG=': "the same Hub is started here, from howto-local.md",
     "python3 -m venv hub-env": "packages and their index: requirements/setup does the same, before any test",
-    'export PATH="$PWD/hub-env/bin:$PATH"': "the Hub of the how-to is started here",
+    "(umask 077; echo": "the Hub of the how-to has such variables here",
+    ". ./hub.env": "the Hub of the how-to is started here",
     'pip install "': "requirements/setup installs the package with these extras",
     "docker pull": "needs a registry on the internet; tests/engines/test_pulling.py pulls from one of its own",
     "docker volume create": "tests/engines/test_docker.py",
     "docker build": "tests/engines/hubs.py builds this file, and runs what comes of it",
     "export IMAGE_PREFIX": "the same file as above; tests/deployments/test_swarm.py has a registry with that prefix",
-    "docker swarm init": "tests/deployments/test_swarm.py runs on such a swarm",
+    "docker service create": "an image on the internet; tests/engines/registry.py is a registry",
     "export DOCKER_GID": "tests/deployments/test_swarm.py",
     "docker exec": "tests/deployments/test_swarm.py",
     "docker service scale": "tests/deployments/test_swarm.py",
@@ -54,9 +55,9 @@ ELSEWHERE = {
     "kubectl": "tests/deployments/test_kubernetes.py",
     "export TOKEN=$(kubectl": "kubectl's own",
     "helm": "the chart is on the internet; tests/deployments/test_values.py runs what the values have",
-    "install -D": "no systemd runs here; tests/deployments/test_one_host.py checks the unit, and runs its command",
+    "python3 -m venv /opt/jhlauncher": "no systemd runs here; tests/deployments/test_one_host.py checks the unit",
     "jhlauncher check --hub-config": "tests/operations/test_check.py",
-    "jhlauncher orphans --hub-config": "tests/operations/test_orphans.py",
+    '(umask 077; echo "$TOKEN"': "tests/operations/test_orphans.py",
     "export CONFIG_PATH=/etc/jhlauncher/config.json": "tests/manager/test_settings.py starts it with these variables",
     "export JUPYTERHUB_SERVICE_URL": "tests/faults.py starts external services with this environment",
     "jhlauncher upgrade-db": "tests/test_database.py",
@@ -98,6 +99,7 @@ RUN = {
 
 MORE = """
 images = ["quay.io/jupyter/base-notebook", "quay.io/jupyter/base-notebook:latest"]
+images.append("localhost:5000/dlcc/jupyter-singleuser:latest")
 c.LauncherLocalSpawner.environments = {"singleuser": {}, **{name: {} for name in images}}
 c.LauncherLocalSpawner.ignored_fields = ["cpu", "memory", "gpu"]
 c.JupyterHub.services.append({"name": "prometheus", "api_token": os.environ["METRICS_TOKEN"]})

@@ -155,9 +155,9 @@ class OrphansApp(OperationsApp):
 
     Containers, services, pods and processes of this Hub's servers that it does not know; tokens of the launcher's for
     servers that do not run; named servers of launches that never came up. Run it where the Hub runs, with --hub-config:
-    there the engine is. It asks the Hub with a token from --token-file, JUPYTERHUB_API_TOKEN or JHLAUNCHER_TOKEN, which
-    needs the scopes admin:users and servers, and tokens to look at these. Exit status: 0 if nothing is left, 1 if
-    something is, 2 for wrong arguments, 4 if the engine or the Hub can't be asked.
+    there the engine is. It asks the Hub with a token from --token-file, JUPYTERHUB_API_TOKEN, JHLAUNCHER_TOKEN or the
+    configuration's api_token, which needs the scopes admin:users and servers, and tokens to look at these. Exit status:
+    0 if nothing is left, 1 if something is, 2 for wrong arguments, 4 if the engine or the Hub can't be asked.
     """
 
     name = "jhlauncher orphans"

@@ -263,6 +263,21 @@ async def test_a_pod_that_the_hub_has_forgotten(cluster: Cluster, platform: Visi
     assert not cluster.pods("component=singleuser-server")
 
 
+async def test_a_new_schema_is_made_while_nobody_runs(cluster: Cluster, platform: Visitor):
+    """It is the same here as before: the Job is what is tried."""
+    job = cluster.folder / "upgrade-db.yaml"
+    text = (cluster.folder / "kubernetes/upgrade-db.yaml").read_text()
+    job.write_text(text.replace("registry.example.org/jhlauncher:latest", launcher_image(cluster.client)))
+    cluster.follow("kubectl scale -n jupyterhub deployment/launcher --replicas=0")
+    wait_until(lambda: not cluster.launchers(), "no replica runs")
+    cluster.follow("kubectl apply -n jupyterhub -f", ("etc/kubernetes/", ""))
+    cluster.follow("kubectl wait")
+    assert "has version 0002 now (before: 0002)" in cluster.kubectl("logs", "job/launcher-upgrade-db")
+    cluster.follow("kubectl scale -n jupyterhub deployment/launcher --replicas=2")
+    wait_until(lambda: len(cluster.launchers()) == 2, "both replicas run")
+    await platform.ready()
+
+
 async def test_rolling_restart_under_fifty_launches(cluster: Cluster, platform: Visitor):
     """None is lost, and each is started once. The pods go with their namespace."""
     before = set(cluster.launchers())
