@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from traitlets import Bool, Enum, TraitError, Unicode
+from traitlets import Bool, Enum, TraitError, Unicode, default
 
 from .. import environment
 from ..app import LauncherApp
@@ -51,6 +51,7 @@ class OperationsApp(LauncherApp):
     aliases = {
         "config": "HTTPService.config_file",
         "f": "HTTPService.config_file",
+        "log-level": "HTTPService.log_level",
         "hub-config": "OperationsApp.hub_config",
     }
     flags = {"json": ({"OperationsApp": {"as_json": True}}, "Print JSON.")}
@@ -60,9 +61,13 @@ class OperationsApp(LauncherApp):
     ).tag(config=True)
     as_json = Bool(False, help="Print JSON.").tag(config=True)
 
+    @default("log_level")
+    def _default_log_level(self) -> int:
+        """What is found is told otherwise."""
+        return logging.ERROR
+
     def prepare(self) -> None:
         """Take what the service would; whether it is as it should be, is for the commands to say."""
-        self.log.setLevel(logging.ERROR)
         self.hub = Hub(parent=self, retry_timeout=0)
         self.database = Database(parent=self)
         self.out = Console(highlight=False, soft_wrap=True)

@@ -94,7 +94,9 @@ class HubSide:
         """The launcher's service, as `install_launcher` has left it."""
         path = self.app.config.get("LauncherSpawnerMixin", {}).get("launcher_path", "")
         name = str(path).strip("/").rpartition("/")[2]
-        return next((each for each in self.services if each.get("name") == name and each.get("info")), None)
+        return next(
+            (each for each in self.services if each.get("name") == name and INFO in (each.get("info") or {})), None
+        )
 
     @property
     def info(self) -> dict[str, Any]:
