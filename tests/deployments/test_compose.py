@@ -67,9 +67,11 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
         compose.follow("docker compose up", (" --build --wait", " --no-build"))
         yield compose
     finally:
-        compose.follow("docker compose stop hub")
-        compose.follow("docker compose run")
-        compose.follow("docker compose down", ("down", "down --volumes --timeout 10"))
+        try:
+            compose.follow("docker compose stop hub")
+            compose.follow("docker compose run")
+        finally:
+            compose.follow("docker compose down", ("down", "down --volumes --timeout 10"))
         names = [each["Name"] for each in client.networks()]
         assert not [name for name in names if name.startswith(settings["COMPOSE_PROJECT_NAME"])]
 
