@@ -326,9 +326,9 @@ class Hub(Transport):
         await self._request("DELETE", f"{_path(user)}/tokens/{token_id}", expected=(404,))
 
 
-def _servers(user: JsonObject) -> JsonObject:
+def _servers(user: Any) -> JsonObject:
     """The servers in the Hub's model of a user: who may not see them must not take them for none."""
-    if not isinstance(user.get("servers"), dict):
+    if not isinstance(user, dict) or not isinstance(user.get("servers"), dict):
         raise strange("without a user's servers")
     return dict(user["servers"])
 
