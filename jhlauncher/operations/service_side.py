@@ -226,7 +226,6 @@ def _of_the_clock(answer: Answer) -> Finding:
 
 def _of_the_scopes(holder: Caller) -> Finding:
     missing = NEEDED_SCOPES - {scope.partition("!")[0] for scope in holder.scopes}
-    # `servers` and `tokens` come with what they contain
     whole = {scope for scope in holder.scopes if "!" not in scope}
     if missing:
         lacking = ", ".join(sorted(missing))
