@@ -104,9 +104,11 @@ c.LauncherLocalSpawner.environments = {"singleuser": {}, **{name: {} for name in
 c.LauncherLocalSpawner.ignored_fields = ["cpu", "memory", "gpu"]
 c.JupyterHub.services.append({"name": "prometheus", "api_token": os.environ["METRICS_TOKEN"]})
 scopes = ["access:services!service=launcher", "read:metrics"]
+c.Spawner.http_timeout = 120
 c.JupyterHub.load_roles.append({"name": "prometheus", "services": ["prometheus"], "scopes": scopes})
 """
-"""What the engines of other pages' examples have: their images' names, and memory; and who may read metrics."""
+"""What the engines of other pages' examples have: their images' names, and memory; who may read metrics; and time enough for a server that starts
+while other tests keep the machine busy."""
 
 
 class HubOfTheHowTo(RealHub):

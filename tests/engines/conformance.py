@@ -321,8 +321,8 @@ class Conformance(EngineTests):
 class Failures(EngineTests):
     """Why a launch failed, in the same words on every engine, and long before the Hub's time-outs."""
 
-    BOUND = 25
-    """Seconds; the spawner's start_timeout and http_timeout are 60."""
+    BOUND = 120
+    """Seconds; the spawner's start_timeout and http_timeout are 240."""
 
     async def failure(self, hub: EngineHub, reason: str, user: str, **body: Any) -> dict[str, Any]:
         began = time.monotonic()

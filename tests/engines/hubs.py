@@ -44,7 +44,7 @@ def impatient(spawner):
         spawner.http_timeout = 3
 
 c.Spawner.pre_spawn_hook = impatient
-c.Spawner.start_timeout = 60
+c.Spawner.start_timeout = c.Spawner.http_timeout = 240
 """
 
 CRASHING = """
