@@ -22,7 +22,7 @@ from . import sse
 from .errors import AnswerLost, HubUnavailable, InvalidRequest, LauncherError, Unauthenticated
 from .models import Caller
 from .signing import noted, token_note
-from .transport import Transport, strange
+from .transport import Reply, Transport, strange
 
 NEEDED_SCOPES = {"admin:users", "servers", "tokens"}
 """What our own token needs: to create users, to start, stop and see servers, to mint and revoke tokens."""
@@ -191,16 +191,24 @@ class Hub(Transport):
             for name, model in _servers(user).items()
         }
 
-    async def _users(self, which: str = "") -> AsyncGenerator[JsonObject, None]:
+    async def _users(self, which: str = "", token: str = "") -> AsyncGenerator[JsonObject, None]:
         """The Hub's models of users, page by page."""
         offset: int | None = 0
         while offset is not None:
             path = f"/users?offset={offset}&limit={_PAGE}{which}"
-            reply = await self._request("GET", path, accept="application/jupyterhub-pagination+json")
+            reply = await self._request("GET", path, accept="application/jupyterhub-pagination+json", token=token)
             for user in reply["items"]:
                 yield user
             following = reply["_pagination"]["next"]
             offset = following["offset"] if following else None
+
+    def users_seen_by(self, token: str) -> AsyncGenerator[JsonObject, None]:
+        """The Hub's models of all users that the holder of this token may see."""
+        return self._users(token=token)
+
+    async def as_caller(self, token: str, method: str, path: str, **kwargs: Any) -> Reply:
+        """A request with the rights of a caller; see `Transport._request`."""
+        return await self._request(method, path, token=token, **kwargs)
 
     async def all_users(self) -> AsyncGenerator[JsonObject, None]:
         """The Hub's models of all users, with their named servers that do not run, too."""

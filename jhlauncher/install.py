@@ -98,6 +98,7 @@ def install_launcher(
     key = signing_key or derive_key(api_token or _secret(secret_file))
     c.JupyterHub.spawner_class = _mixed(spawner_class) if spawner_class else ENGINES[engine or ""]
     c.LauncherSpawnerMixin.signing_key = key
+    c.SetsPasswords.signing_key = key  # of the authenticators in jhlauncher.authenticators
     c.LauncherSpawnerMixin.launcher_path = f"/services/{name}/"
 
     service: dict[str, Any] = {

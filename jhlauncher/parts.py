@@ -14,16 +14,20 @@ from .batches import Batches
 from .database import Database
 from .feed import Feed
 from .hub import Hub
+from .invitations import Invitations
 from .launcher import Launcher
 from .lifecycle import Lifecycle
+from .mailer import Mailer
 from .metrics import Metrics
 from .news import News
 from .outage import Outage
+from .people import People
 from .planning import Planner
 from .policy import Policy
 from .progress import Progress
 from .queue import Pace, StartBound
 from .reconciler import Reconciler
+from .register import Register
 from .replicas import Replicas
 from .signing import Signer, derive_key
 from .starting import Starter
@@ -32,6 +36,7 @@ from .worker import Worker
 
 CONFIGURABLE: list[type[Configurable]] = [
     Hub, Database, Store, Replicas, Policy, Progress, StartBound, Feed, News, Starter, Launcher, Lifecycle, Reconciler,
+    Invitations, Mailer,
 ]  # fmt: skip
 
 
@@ -75,6 +80,11 @@ class Parts:
             reconciler=self.reconciler,
             signer=self.signer,
         )
+        mailer = Mailer(parent=parent)
+        mailer.validate_settings()
+        register = Register(self.database)
+        self.invitations = Invitations(parent=parent, register=register, mailer=mailer, signer=self.signer)
+        self.people = People(self.hub, register, self.invitations, self.signer, self.launcher.stop)
         self.metrics, audit = Metrics(), Audit(parent=parent)
         self.hub.observers.append(self.metrics.hub_request)
         self.store.observers += [self.metrics.changed, audit.changed]

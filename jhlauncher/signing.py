@@ -46,7 +46,10 @@ def noted(user: str, note: str) -> tuple[str, str] | None:
     return (server, launch.removesuffix(")")) if note.startswith(begin) and found else None
 
 
-Purpose = Literal["env", "token", "failure", "ended", "login"]
+SET_PASSWORD = "set-password"  # noqa: S105  (a path, not a secret)
+"""The Hub's page, below /hub/, where people set their password with a link of the launcher's."""
+
+Purpose = Literal["env", "token", "failure", "ended", "login", "password"]
 """Of what is sealed; some of it, people get to see, and may send elsewhere."""
 
 

@@ -156,3 +156,19 @@ manager_log_handlers = Table(
     Column("configuration", JSON, nullable=False),
 )
 """Where the K8s Manager logs to, beside its own output."""
+
+people = Table(
+    "people",
+    metadata,
+    Column("username", String(255), primary_key=True),
+    Column("identity", String(64), nullable=False, unique=True),
+    Column("name", String(255), nullable=False),
+    Column("emails", JSON, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("caller", String(300), nullable=False),
+    Column("mail", String(16), nullable=False, server_default="none"),
+    Column("mail_error", Text),
+    Column("mailed", Float),
+)
+"""Those who were enrolled from rosters. ``identity`` is a keyed hash of what a roster knows them by; ``mail`` says how
+far their invitation came: none, sending, sent or failed."""

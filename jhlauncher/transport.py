@@ -26,7 +26,7 @@ from traitlets import Float, TraitError, Unicode, default
 from traitlets.config import LoggingConfigurable
 
 from . import environment
-from .errors import AnswerLost, HubRefused, HubUnavailable, LauncherError
+from .errors import AnswerLost, Forbidden, HubRefused, HubUnavailable, LauncherError
 
 Result = TypeVar("Result")
 
@@ -204,6 +204,7 @@ class Transport(LoggingConfigurable):
         patient: bool = True,
         for_stranger: bool = False,
         accept: str = "application/json",
+        token: str = "",
     ) -> Reply:
         """One request, tried again while the Hub can't be reached.
 
@@ -218,14 +219,23 @@ class Transport(LoggingConfigurable):
             patient: whether to try again at all.
             accept: the form of the answer.
             for_stranger: anybody can have it asked, so that it must not hold up the rest.
+            token: whose rights count; "": the launcher's own.
+
+        Raises:
+            HubUnavailable: the Hub does not answer.
+            HubRefused: it refuses the launcher's own token.
+            Forbidden: it refuses the ``token``.
 
         """
+        headers = {"Accept": accept, **({"Authorization": f"token {token}"} if token else {})}
         if repeatable is None:
             repeatable = method != "POST"
         session = self._callers if for_stranger else self._long if long else self._brief
 
         async def request() -> Reply:
-            async with self._answer(session, method, path, {"Accept": accept}, json, form) as response:
+            async with self._answer(session, method, path, headers, json, form) as response:
+                if token and response.status in (401, 403):
+                    raise _not_for_you(method, path, await _json(response))
                 await self._raise_for_unexpected(response, expected)
                 return Reply(response.status, await _json(response), _seconds(response.headers.get("Retry-After")))
 
@@ -297,6 +307,11 @@ class Transport(LoggingConfigurable):
                 "An administrator must check the token and the scopes of the launcher's role."
             )
         raise LauncherError(f"JupyterHub answered {status} to {what}.", reason="hub_error")
+
+
+def _not_for_you(method: str, path: str, body: Any) -> Forbidden:
+    said = body.get("message") if isinstance(body, dict) else None
+    return Forbidden(f"JupyterHub does not let your token do this: {said or f'{method} {path}'}.")
 
 
 def strange(what: str) -> LauncherError:

@@ -14,18 +14,19 @@ PACKAGE = Path(jhlauncher.__file__).parent
 
 # from the ground up: a module imports what stands on lines above its own
 LINES = """
-_version environment errors sse bell turnstile ports queue tables migrations migrations.env migrations.versions
-migrations.versions.0001_launches migrations.versions.0002_manager
+_version environment errors sse bell turnstile ports usernames queue
+tables migrations migrations.env migrations.versions
+migrations.versions.0001_launches migrations.versions.0002_manager migrations.versions.0004_people
 reflectors apiserver
 models database transport
-records signing failures
-queries rules hub metrics audit
+records signing failures roster
+queries rules hub metrics audit register mailer
 store policy progress
 batches replicas starting
-feed access stopping reconciler
+feed access stopping reconciler hub_users invitations
 news
 outage planning
-lifecycle launcher
+lifecycle launcher people
 worker
 parts
 handlers.streams handlers.views handlers.sessions
@@ -33,7 +34,7 @@ handlers.serving
 handlers.base
 handlers.callers
 handlers.launches handlers.containers handlers.health handlers.metrics handlers.ended
-handlers.openapi handlers.batches
+handlers.openapi handlers.batches handlers.users
 handlers.describe handlers.pages
 handlers
 service
@@ -72,6 +73,8 @@ engines steps engines.docker_events engines.fresh_volumes engines.pulling
 spawner engines.pods
 engines.docker engines.kubernetes engines.local
 engines.swarm
+passwords
+authenticators
 install
 __init__
 """

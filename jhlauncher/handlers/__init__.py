@@ -12,6 +12,7 @@ from .health import HealthHandler, ReadyHandler
 from .launches import AllEventsHandler, LaunchesHandler, LaunchEventsHandler, OneLaunchHandler
 from .metrics import MetricsHandler
 from .pages import FileHandler, IndexHandler, LinkHandler, LoginHandler
+from .users import UsersHandler
 
 ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (r"", IndexHandler),
@@ -33,5 +34,6 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (r"ready", ReadyHandler),
     (r"static/(.*)", FileHandler),
     (r"templates", TemplatesHandler),
+    (r"users/?", UsersHandler),
 ]
 """Patterns below the service's prefix."""

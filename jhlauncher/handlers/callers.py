@@ -40,6 +40,8 @@ class HubHandler(HubOAuthenticated, BaseHandler):  # type: ignore[misc]  # of wh
     """For callers with a token of the Hub's, or a browser's session, and the scope to reach this service."""
 
     caller: Caller
+    token: str
+    """The caller's, at the Hub."""
     in_browser = False
     """Whether a cookie said who calls."""
     navigable = False
@@ -73,6 +75,7 @@ class HubHandler(HubOAuthenticated, BaseHandler):  # type: ignore[misc]  # of wh
         token = match[1] if match else self._token_of_cookie() if header is None else None
         if not token:
             raise Unauthenticated("Send a JupyterHub token: `Authorization: token ...`.")
+        self.token = token
         session = self.hub_auth.get_session_id(self) if self.in_browser else ""
         return await self.services.parts.hub.identify(token, session)
 
