@@ -53,6 +53,7 @@ client.blocking
 client
 cli cli.names
 cli.parser cli.output
+cli.common
 cli.commands
 app manager.app demo
 upgrade __main__
