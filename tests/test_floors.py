@@ -15,7 +15,7 @@ PACKAGE = Path(jhlauncher.__file__).parent
 # from the ground up: a module imports what stands on lines above its own
 LINES = """
 _version environment errors sse bell turnstile ports queue tables migrations migrations.env migrations.versions
-migrations.versions.0001_launches migrations.versions.0002_manager
+migrations.versions.0001_launches migrations.versions.0002_manager migrations.versions.0003_classes
 reflectors apiserver
 models database transport
 records signing failures
@@ -23,17 +23,18 @@ queries rules hub metrics audit
 store policy progress
 batches replicas starting
 feed access stopping reconciler
-news
+news activity
 outage planning
 lifecycle launcher
-worker
+classes worker
 parts
 handlers.streams handlers.views handlers.sessions
 handlers.serving
 handlers.base
 handlers.callers
 handlers.launches handlers.containers handlers.health handlers.metrics handlers.ended
-handlers.openapi handlers.batches
+handlers.batches
+handlers.openapi
 handlers.describe handlers.pages
 handlers
 service
