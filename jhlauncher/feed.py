@@ -18,7 +18,7 @@ from .batches import Batches
 from .bell import Bell
 from .errors import NotFound, StoreUnavailable
 from .queue import Line, Pace, StartBound
-from .records import BatchEvent, LaunchEvent
+from .records import STATES, BatchEvent, LaunchEvent
 from .store import BATCH, MOVED, QUEUE, ROOM, Store
 
 _RECENT = 20
@@ -115,7 +115,8 @@ class Feed(LoggingConfigurable):
                 missed = self._missed
                 for event in await self._kept(launch, after) if news is None else news:
                     yield event
-                    after, waits = event.number, event.name == "queued"
+                    after = event.number
+                    waits = event.name == "queued" if event.name in STATES else waits
                     if event.final:
                         return
                 if waits and launch not in self._line.told:
@@ -132,7 +133,7 @@ class Feed(LoggingConfigurable):
                 self._line.told.pop(launch, None)
 
     async def follow_batch(self, batch: str, after: int = 0) -> AsyncGenerator[BatchEvent, None]:
-        """To which states the launches of a batch came after the event with that number, until all have ended."""
+        """What happened to the launches of a batch after the event with that number, until all have ended."""
         listeners = self._listeners.setdefault(BATCH + batch, _Listeners())
         listeners.number += 1
         try:

@@ -25,9 +25,7 @@ from traitlets.config import LoggingConfigurable
 
 from . import environment
 from .access import READ, START, STOP, Access, out_of_reach
-from .batches import Batches
 from .errors import (
-    CallerError,
     LauncherError,
     LaunchFailed,
     NotFound,
@@ -37,18 +35,15 @@ from .errors import (
 )
 from .feed import Feed
 from .hub import Hub, JsonObject
-from .models import BatchRequest, Caller, Launched, LaunchRequest, ProgressEvent
+from .models import Caller, Launched, LaunchRequest, ProgressEvent
 from .planning import Planner
 from .reconciler import Reconciler
-from .records import BatchEvent, BatchRecord, LaunchEvent, LaunchRecord, title_of
+from .records import LaunchEvent, LaunchRecord, title_of
 from .signing import BadSignature, Signer
 from .starting import KEY_CHANGED, Report, launch_id, stopping
 from .stopping import Stopper
 from .store import Store
 from .tables import launches
-
-_AT_ONCE = 16
-"""Launches of a batch that are looked up at the Hub at a time."""
 
 
 class Launcher(LoggingConfigurable):
@@ -85,7 +80,6 @@ class Launcher(LoggingConfigurable):
         access: Access,
         planner: Planner,
         store: Store,
-        batches: Batches,
         feed: Feed,
         reconciler: Reconciler,
         signer: Signer,
@@ -96,7 +90,6 @@ class Launcher(LoggingConfigurable):
         self._access = access
         self._planner = planner
         self._store = store
-        self._batches = batches
         self._feed = feed
         self._reconciler = reconciler
         self._signer = signer
@@ -123,7 +116,7 @@ class Launcher(LoggingConfigurable):
             HubUnavailable, StoreUnavailable: try again.
 
         """
-        record = await self._prepared(caller, request, key, waits)
+        record = await self.prepared(caller, request, key=key, waits=waits)
         try:
             kept, new = await self._store.add(record)
         except ServerConflict as conflict:
@@ -175,13 +168,34 @@ class Launcher(LoggingConfigurable):
         if current and current.state == "queued" and not current.idempotency_key:
             await self._store.ask_to_stop(record.id, record.caller)
 
-    async def _prepared(
-        self, caller: Caller, request: LaunchRequest, key: str | None, waits: float | None
+    async def prepared(
+        self,
+        caller: Caller,
+        request: LaunchRequest,
+        *,
+        key: str | None = None,
+        waits: float | None = None,
+        not_before: float | None = None,
     ) -> LaunchRecord:
-        """The launch as it will be kept; the user exists."""
+        """The launch as it will be kept; the user exists.
+
+        Args:
+            caller: who asks.
+            request: what for.
+            key: the same caller's request with the same key is the same launch.
+            waits: seconds that the caller waits for it at most.
+            not_before: when it begins to wait for its turn, in seconds since 1970; None: now.
+
+        Raises:
+            Forbidden, PolicyDenied, InvalidRequest: it may not be.
+            HubUnavailable: try again.
+
+        """
         record = await self._planner.prepared(caller, request)
-        wait_until = time.time() + min(request.queue_timeout or math.inf, self.queue_timeout, waits or math.inf)
-        return replace(record, idempotency_key=key, due=wait_until, wait_until=wait_until)
+        begins = not_before or time.time()
+        wait_until = begins + min(request.queue_timeout or math.inf, self.queue_timeout, waits or math.inf)
+        due = not_before or wait_until
+        return replace(record, idempotency_key=key, not_before=not_before, due=due, wait_until=wait_until)
 
     async def _is_outdated(self, conflict: ServerConflict) -> bool:
         """Whether the launch in the way is over, and nobody has told us."""
@@ -283,7 +297,7 @@ class Launcher(LoggingConfigurable):
 
     async def position(self, record: LaunchRecord) -> tuple[int, float | None] | None:
         """The place in the queue, and the seconds until its turn, if that is known."""
-        if record.state != "queued":
+        if record.state != "queued" or record.waits_since > time.time():
             return None
         place = await self._store.place_of(record.id)
         return place, self._feed.estimate(place)
@@ -308,69 +322,27 @@ class Launcher(LoggingConfigurable):
         self.log.info("Launch %s: to be ended for %s", launch, caller.label)
         return await self._store.ask_to_stop(launch, caller.label) or record
 
-    # -- batches
+    async def extend(self, caller: Caller, launch: str, seconds: float | None) -> LaunchRecord:
+        """Give a launch so many seconds, from now on, or from ready; the launch as it is then.
 
-    async def submit_batch(self, caller: Caller, request: BatchRequest, key: str | None = None) -> BatchRecord:
-        """Accept many launches in one.
-
-        Raises:
-            BatchRefused: all or none were wanted, and one can't be accepted.
-            KeyReused: the key was for another request.
-            HubUnavailable, StoreUnavailable: try again.
-
-        """
-        batch = BatchRecord(
-            caller=caller.label,
-            request=self._signer.fingerprint(request.model_dump(mode="json")),
-            idempotency_key=key,
-        )
-        gate = asyncio.Semaphore(_AT_ONCE)
-
-        async def asked(one: LaunchRequest) -> LaunchRecord | LauncherError:
-            try:
-                async with gate:
-                    return replace(await self._prepared(caller, one, None, None), batch=batch.id)
-            except CallerError as error:
-                return error
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(asked(one)) for one in request.launches]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return await self._batches.add(batch, [task.result() for task in tasks], all_or_none=request.mode == "all")
-
-    async def get_batch(self, caller: Caller, batch: str) -> tuple[BatchRecord, dict[str, LaunchRecord]]:
-        """A batch of the caller's, and its launches by id.
+        Args:
+            caller: who asks; who may start the server may do this, as far as the policy allows it.
+            launch: its id.
+            seconds: None: until somebody stops it.
 
         Raises:
-            NotFound: there is none.
+            NotFound: there is none that the caller may see.
+            Forbidden, PolicyDenied: it may not be.
+            ServerConflict: it has ended, or is being ended.
 
         """
-        record = await self._batches.get(batch)
-        if not record or (record.caller != caller.label and caller.scopes.isdisjoint(READ)):
-            raise NotFound("There is no such batch.", reason="batch_not_found")
-        return record, {launch.id: launch for launch in await self._batches.launches_of(batch)}
-
-    async def is_told(self, batch: str, after: int) -> bool:
-        """Whether nothing follows in a batch after the event with that number."""
-        return await self._batches.is_over(batch) and not await self._batches.events_of(batch, after)
-
-    def follow_batch(self, batch: str, after: int = 0) -> AsyncGenerator[BatchEvent, None]:
-        """To which states its launches come, until all have ended."""
-        return self._feed.follow_batch(batch, after)
-
-    async def end_batch(self, caller: Caller, batch: str) -> bool:
-        """End all launches of a batch; whether all have ended.
-
-        Raises:
-            NotFound: there is no such batch.
-            Forbidden: the caller may not stop one of its servers; those before it are being ended.
-
-        """
-        _, found = await self.get_batch(caller, batch)
-        ended = [await self.end(caller, launch) for launch in found]
-        return all(record.final for record in ended)
+        record = await self.get(caller, launch)
+        await self._planner.check_lifetime(caller, record, seconds)
+        (result,) = await self._store.extend([record.id], seconds, caller.label)
+        if isinstance(result, LauncherError):
+            raise result
+        self.log.info("Launch %s: another end for %s, in %s seconds", launch, caller.label, seconds)
+        return result
 
     # -- servers
 

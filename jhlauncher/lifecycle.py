@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from traitlets import Float
 from traitlets.config import LoggingConfigurable
 
 from .errors import (
@@ -34,14 +33,12 @@ from .records import LaunchRecord, State, title_of
 from .signing import BadSignature, Signer
 from .starting import KEY_CHANGED, Launch, Starter, Throttled, cancelled, is_ours
 from .stopping import Stopper
-from .store import Store
+from .store import LIFETIME, Store
 
 Result = TypeVar("Result")
 
 _AGAIN_AFTER = 5
 """Seconds until an end is tried again that the Hub has refused."""
-LIFETIME = "lifetime"
-"""Who ends a launch whose time is over."""
 
 
 class Work:
@@ -85,10 +82,6 @@ class Work:
 
 class Lifecycle(LoggingConfigurable):
     """Brings launches to where nothing is to be done."""
-
-    lifetime_warning = Float(
-        300, min=0, help="Seconds before a server's time is over that its events say so; at most a tenth of its time."
-    ).tag(config=True)
 
     def __init__(
         self,
@@ -221,9 +214,6 @@ class Lifecycle(LoggingConfigurable):
 
     async def _ready(self, work: Work, path: str, full_url: str | None, token: str, expires: int) -> None:
         record, now = work.record, time.time()
-        due = None
-        if record.lifetime:
-            due = now + record.lifetime - min(self.lifetime_warning, record.lifetime / 10)
         done = await self._change(
             work,
             "ready",
@@ -233,7 +223,6 @@ class Lifecycle(LoggingConfigurable):
             token=self._signer.seal(token, "token"),
             token_expires=now + expires,
             ready=now,
-            due=due,
             release=True,
         )
         if done:

@@ -39,7 +39,7 @@ class Metrics:
         """A launch is in a new state."""
         self._launches.labels(record.state, record.error["reason"] if record.error else "").inc()
         if record.state == "starting" and record.started:
-            self.phase("queued", record.started - record.created)
+            self.phase("queued", record.started - record.waits_since)
         if record.state == "ready" and record.ready and record.started:
             self.phase("start", record.ready - record.started)
 

@@ -181,6 +181,8 @@ Environment = dict[EnvName, Annotated[str, AfterValidator(_env_value), _text(r"^
 Cores = Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
 Devices = Annotated[int, Field(ge=0, le=1000)]
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
+GroupName = Annotated[str, Field(min_length=1, max_length=255)]
+"""Of a group at the Hub."""
 TemplateName = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
 ByteSize = Annotated[
     int,
@@ -319,10 +321,9 @@ def _image_or_template(value: str | None, info: ValidationInfo) -> str | None:
     return value
 
 
-class LaunchRequest(Model):
-    """What is asked of the launcher: the body of ``POST launches`` and of ``POST containers``."""
+class SharedLaunch(Model):
+    """What is asked of the launcher, but for whom."""
 
-    username: UserName
     server_name: NewServerName = ""
     template: TemplateName | None = None
     """A named spec of the administrator's to start from; what the request gives takes its place."""
@@ -357,12 +358,47 @@ class LaunchRequest(Model):
         )
 
 
-class BatchRequest(Model):
-    """The body of ``POST batches``."""
+class LaunchRequest(SharedLaunch):
+    """The body of ``POST launches`` and of ``POST containers``."""
 
-    launches: list[LaunchRequest] = Field(min_length=1, max_length=1000)
+    username: UserName
+
+
+MAX_BATCH = 1000
+"""Launches in a batch."""
+
+
+class BatchRequest(Model):
+    """The body of ``POST batches``: either ``launches``, or ``launch`` with ``users``, a ``group`` or both."""
+
+    launches: list[LaunchRequest] | None = Field(None, min_length=1, max_length=MAX_BATCH)
+    users: list[UserName] | None = Field(None, min_length=1, max_length=MAX_BATCH)
+    """Whose servers; who is named twice gets one."""
+    group: GroupName | None = None
+    """Its members get a server, too."""
+    launch: SharedLaunch | None = None
+    """What each of them gets."""
+    stagger: float = Field(0, ge=0, le=600, allow_inf_nan=False)
+    """Seconds between the starts: the n-th of the request waits for its turn from n times as long after the first."""
     mode: Literal["all", "some"] = "some"
     """``all``: none is launched if one can't be accepted. ``some``: each by itself."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        people = self.users is not None or self.group is not None
+        _check(self.launches is not None or people, "needs launches, or launch with users or a group")
+        _check(
+            self.launches is None or not (people or self.launch), "launches stand alone, without users, group, launch"
+        )
+        _check(self.launches is not None or self.launch is not None, "launch: required field is missing")
+        return self
+
+
+class ExtendRequest(Model):
+    """The body of ``PATCH launches/ID`` and of ``PATCH batches/ID``."""
+
+    lifetime: Seconds | None
+    """Seconds from now after which the server is stopped, or from ready if it is not up yet; None: never."""
 
 
 class NoQuery(Model):

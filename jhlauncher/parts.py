@@ -9,8 +9,10 @@ from traitlets import TraitError
 from traitlets.config import Configurable
 
 from .access import Access
+from .activity import Activity
 from .audit import Audit
 from .batches import Batches
+from .classes import Classes
 from .database import Database
 from .feed import Feed
 from .hub import Hub
@@ -35,8 +37,8 @@ from .store import Store
 from .worker import Worker
 
 CONFIGURABLE: list[type[Configurable]] = [
-    Hub, Database, Store, Replicas, Policy, Progress, StartBound, Feed, News, Starter, Launcher, Lifecycle, Reconciler,
-    Invitations, Mailer,
+    Hub, Database, Store, Replicas, Policy, Progress, StartBound, Feed, News, Starter, Launcher, Reconciler,
+    Activity, Invitations, Mailer,
 ]  # fmt: skip
 
 
@@ -75,9 +77,19 @@ class Parts:
             access=self.access,
             planner=self.planner,
             store=self.store,
-            batches=batches,
             feed=self.feed,
             reconciler=self.reconciler,
+            signer=self.signer,
+        )
+        self.activity = Activity(parent=parent, hub=self.hub)
+        self.classes = Classes(
+            launcher=self.launcher,
+            access=self.access,
+            planner=self.planner,
+            store=self.store,
+            batches=batches,
+            feed=self.feed,
+            activity=self.activity,
             signer=self.signer,
         )
         mailer = Mailer(parent=parent)
@@ -122,6 +134,7 @@ class Parts:
                 await part.start()
                 stack.push_async_callback(part.stop)
             stack.push_async_callback(self.progress.stop)
+            stack.push_async_callback(self.activity.stop)
             yield
 
     @asynccontextmanager

@@ -76,6 +76,19 @@ class Planner:
             return {**plan, "error": obstacle.as_dict()}
         return {**plan, "position": place, "estimate": self._feed.estimate(place)}
 
+    async def check_lifetime(self, caller: Caller, record: LaunchRecord, seconds: float | None) -> None:
+        """Allow a launch's server to go on for so many seconds, or (None) until somebody stops it.
+
+        Raises:
+            Forbidden: the caller's scopes do not reach the server.
+            PolicyDenied: the rule allows less.
+
+        """
+        target = await self._access.target(
+            caller, record.username, record.server_name, START, self._policy.needs_groups
+        )
+        self._policy.check_lifetime(caller, target.user, target.groups, seconds)
+
     async def options(self, caller: Caller, user: str, server: str) -> Options:
         """What a caller may ask for this server.
 

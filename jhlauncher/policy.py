@@ -152,6 +152,17 @@ class Policy(LoggingConfigurable):
             keys=["all", f"user:{user}", *sorted(f"group:{group}" for group in groups)],
         )
 
+    def check_lifetime(self, caller: Caller, user: str, groups: frozenset[str], seconds: float | None) -> None:
+        """Allow this user's server to go on for so many seconds, or (None) until somebody stops it.
+
+        Raises:
+            PolicyDenied: the rule allows less.
+
+        """
+        rule = self.rule_for(caller, user, groups)
+        objection = rule.objection_to_lifetime(seconds)
+        _refuse(rule, {"lifetime": objection} if objection else {})
+
     def _with_template(self, request: LaunchRequest) -> LaunchRequest:
         if request.template is None:
             return request

@@ -7,6 +7,7 @@ as to have it done.
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -47,6 +48,10 @@ def _now_of_postgresql(*_: Any, **__: Any) -> str:
     return "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"
 
 
+_BEGUN = _c.not_before.is_(None) | (_c.not_before <= sa.bindparam("at", type_=sa.Float))
+"""Condition: their start is not put off any more. The clock is the worker's, which sleeps until then."""
+
+
 def _fair_order() -> tuple[sa.Subquery, list[sa.ColumnElement[Any]]]:
     """All that wait, and the order in which they start.
 
@@ -61,7 +66,7 @@ def _fair_order() -> tuple[sa.Subquery, list[sa.ColumnElement[Any]]]:
             _c.weight,
             sa.func.row_number().over(partition_by=_c.share, order_by=_c.seq).label("place"),
         )
-        .where(_c.state == "queued")
+        .where(_c.state == "queued", _BEGUN)
         .subquery("waiting")
     )
     busy = (
@@ -86,12 +91,12 @@ _HEAD_OF_LINE = _LINE.limit(sa.bindparam("some"))
 
 def in_order(connection: sa.Connection) -> list[str]:
     """The ids of all that wait, in the order in which they will start, limits left aside."""
-    return list(connection.execute(_IN_ORDER).scalars())
+    return list(connection.execute(_IN_ORDER, {"at": time.time()}).scalars())
 
 
 def place(connection: sa.Connection, launch: str) -> int | None:
-    """The place in that order of one that waits."""
-    found: int | None = connection.execute(_PLACE, {"launch": launch}).scalar()
+    """The place in that order of one that waits; None if it does not, or not yet."""
+    found: int | None = connection.execute(_PLACE, {"launch": launch, "at": time.time()}).scalar()
     return found
 
 
@@ -100,11 +105,11 @@ def next_in_line(connection: sa.Connection, slots: int) -> list[LaunchRecord]:
 
     Who finds a limit full waits, and lets others by, but not those behind it who need room in the same limit.
     """
-    some = slots + 20
-    rows = connection.execute(_HEAD_OF_LINE, {"some": some}).all()
+    some, now = slots + 20, {"at": time.time()}
+    rows = connection.execute(_HEAD_OF_LINE, {"some": some, **now}).all()
     ids = _within_limits(connection, rows, slots)
     if len(ids) < slots and len(rows) == some:  # most of them are held by limits
-        ids = _within_limits(connection, connection.execute(_LINE).all(), slots)
+        ids = _within_limits(connection, connection.execute(_LINE, now).all(), slots)
     found = {record.id: record for record in with_ids(connection, ids)}
     return [found[launch] for launch in ids]
 
@@ -142,7 +147,8 @@ def _add_usage(connection: sa.Connection, used: Usage, launch: str, needs: Needs
 def place_of_another(connection: sa.Connection, share: str, weight: float) -> int:
     """The place in the queue that another launch of this share would have."""
     count = sa.select(_c.share, _c.state, sa.func.count(), sa.func.max(_c.weight))
-    rows = connection.execute(count.where(_c.state.in_(("queued", "starting"))).group_by(_c.share, _c.state))
+    under_way = count.where(_c.state.in_(("queued", "starting")), _BEGUN).group_by(_c.share, _c.state)
+    rows = connection.execute(under_way, {"at": time.time()})
     waiting: dict[str, tuple[int, float]] = {}
     busy: dict[str, int] = {}
     for name, state, number, most in rows:
@@ -240,7 +246,7 @@ LEFT_BEHIND = (_c.owner.is_(None) | _c.owner.not_in(sa.select(replicas.c.id).whe
     (_c.state == "starting") | ((_c.state == "ready") & _c.stop_by.is_not(None))
 )
 """Condition: launches about which something is to be done, and no replica does."""
-_WAITS = sa.exists().where(_c.state == "queued")
+_WAITS = sa.exists().where(_c.state == "queued", _BEGUN)
 _DUE = sa.select(sa.func.min(_c.due)).scalar_subquery()
 _OUTLOOK = sa.select(_WAITS, _DUE)
 _TO_DO = sa.select(
@@ -252,14 +258,14 @@ class Outlook(NamedTuple):
     """What is to be expected without news."""
 
     waits: bool
-    """Whether launches are queued."""
+    """Whether launches wait for their turn."""
     due: float
     """When the next launch is due, in seconds since 1970; infinite if none is."""
 
 
 def outlook(connection: sa.Connection) -> Outlook:
     """What is to be expected."""
-    return _outlook(*connection.execute(_OUTLOOK).one())
+    return _outlook(*connection.execute(_OUTLOOK, {"at": time.time()}).one())
 
 
 def to_do(connection: sa.Connection, *, replica: str, most: int) -> tuple[bool, Outlook]:
@@ -267,7 +273,7 @@ def to_do(connection: sa.Connection, *, replica: str, most: int) -> tuple[bool, 
 
     A cheap look, which makes nobody wait.
     """
-    found, *rest = connection.execute(_TO_DO, {"replica": replica, "most": most}).one()
+    found, *rest = connection.execute(_TO_DO, {"replica": replica, "most": most, "at": time.time()}).one()
     return bool(found), _outlook(*rest)
 
 

@@ -19,6 +19,8 @@ from .models import LaunchSpec
 
 State = Literal["queued", "starting", "ready", "failed", "cancelled", "stopped", "expired"]
 """Where a launch is. ``expired``: its time was over, in the queue or as a running server."""
+EXTENDED = "extended"
+"""The event of a launch whose time was changed."""
 
 ACTIVE: tuple[State, ...] = ("queued", "starting", "ready")
 STATES: tuple[State, ...] = get_args(State)
@@ -54,7 +56,7 @@ class LaunchEvent(NamedTuple):
     time: float
     """Seconds since 1970."""
     name: str
-    """A `State`, ``progress`` or ``warning``."""
+    """A `State`, ``progress``, ``warning`` or ``extended``."""
     data: dict[str, Any]
 
     @property
@@ -94,7 +96,7 @@ class LaunchRecord:
     batch: str | None = None
     idempotency_key: str | None = None
     lifetime: float | None = None
-    """Seconds from ready."""
+    """Seconds from ready; None: until somebody stops it."""
     id: str = field(default_factory=new_id)
     seq: int = 0
     state: State = "queued"
@@ -116,8 +118,10 @@ class LaunchRecord:
     started: float | None = None
     ready: float | None = None
     ended: float | None = None
+    not_before: float | None = None
+    """When it begins to wait for its turn; None: when it was accepted."""
     due: float | None = None
-    """When something must be done about it: it expires in the queue, is warned, or its time is over."""
+    """When something must be done about it: it begins to wait, expires in the queue, is warned, or its time is over."""
     wait_until: float | None = None
     """When it expires in the queue."""
     warned: float | None = None
@@ -126,6 +130,16 @@ class LaunchRecord:
     def final(self) -> bool:
         """Nothing will happen to it any more."""
         return self.state in FINAL
+
+    @property
+    def waits_since(self) -> float:
+        """When it began to wait for its turn, or will."""
+        return max(self.created, self.not_before or 0)
+
+    @property
+    def ends(self) -> float | None:
+        """When the server's time is over; None: it is not up yet, or there is no end."""
+        return self.ready + self.lifetime if self.ready and self.lifetime else None
 
     @property
     def needs(self) -> Needs:
@@ -143,7 +157,7 @@ def needs_of(spec: LaunchSpec) -> Needs:
 
 
 class BatchEvent(NamedTuple):
-    """A launch of a batch came to another state."""
+    """A launch of a batch came to another state, or its time was changed."""
 
     seq: int
     """Rises over all launches."""
@@ -151,7 +165,8 @@ class BatchEvent(NamedTuple):
     launch: str
     username: str
     server_name: str
-    name: State
+    name: str
+    """A `State`, or ``extended``."""
     data: dict[str, Any]
 
 
@@ -162,11 +177,13 @@ class BatchRecord:
     caller: str
     request: str
     """A keyed hash of what was asked."""
+    group_name: str | None = None
+    """Whose members it was asked for."""
     idempotency_key: str | None = None
     id: str = field(default_factory=new_id)
     created: float = field(default_factory=time.time)
     items: list[dict[str, Any]] = field(default_factory=list)
-    """For each that was asked for, in order: ``{"launch": id}`` or ``{"error": ...}``."""
+    """For each that was asked for, in order: ``{"launch": id}`` or ``{"error": ...}``, and its ``username``."""
 
 
 def title_of(user: str, server: str) -> str:

@@ -181,6 +181,12 @@ class Rule(Model):
             problems["lifetime"] = f"more than the {self.lifetime:g} seconds that are allowed"
         return problems
 
+    def objection_to_lifetime(self, seconds: float | None) -> str | None:
+        """Why a server may not go on for so many seconds, or (None) until somebody stops it."""
+        if self.lifetime is None or (seconds is not None and seconds <= self.lifetime):
+            return None
+        return f"more than the {self.lifetime:g} seconds that are allowed"
+
     def unstated(self, spec: LaunchSpec) -> dict[str, str]:
         """What must be given, since there is a limit on it: what a spawner gives by itself can't be counted."""
         limited = {resource for limits in self.limits.values() for resource in limits.stated()}

@@ -22,8 +22,8 @@ from traitlets.config import LoggingConfigurable
 
 from . import queries
 from .database import Database
-from .errors import KeyReused, LauncherError, LimitReached, QueueFull, ServerConflict
-from .records import ACTIVE, FINAL, LaunchEvent, LaunchRecord, Limit, State, title_of
+from .errors import KeyReused, LauncherError, LimitReached, NotFound, QueueFull, ServerConflict
+from .records import ACTIVE, EXTENDED, FINAL, LaunchEvent, LaunchRecord, Limit, State, title_of
 from .tables import batches, events, keys, launches
 
 QUEUE = "queue"
@@ -39,6 +39,8 @@ STOP = "stop "
 KEY_REUSED = "This Idempotency-Key was sent with another request before. Take a new one."
 
 STARTING = {"message": "It is its turn"}
+LIFETIME = "lifetime"
+"""Who ends a launch whose time is over."""
 _SLICE = 500
 """Launches that are forgotten in one transaction, which others wait for."""
 Added = list[tuple[LaunchRecord, bool] | LauncherError]
@@ -46,7 +48,7 @@ Added = list[tuple[LaunchRecord, bool] | LauncherError]
 
 # the topic of an event is the launch's id and the event's number
 BATCH = "batch "
-"""The topic of a batch of which a launch came to another state: this and its id."""
+"""The topic of a batch of which a launch came to another state, or has another end: this and its id."""
 
 
 _ONE_MORE_EVENT = (
@@ -74,6 +76,9 @@ class Store(LoggingConfigurable):
     ).tag(config=True)
     max_events = Integer(
         200, min=10, help="Events that are kept of a launch; further progress is neither kept nor shown."
+    ).tag(config=True)
+    lifetime_warning = Float(
+        300, min=0, help="Seconds before a server's time is over that its events say so; at most a tenth of its time."
     ).tag(config=True)
     retention = Float(
         7 * 86400, min=60, help="Seconds for which a launch is kept after its end, with its Idempotency-Key."
@@ -157,7 +162,7 @@ class Store(LoggingConfigurable):
         connection.execute(launches.insert(), queries.columns_of(kept))
         if record.keys:
             connection.execute(keys.insert(), [{"launch": record.id, "key": key} for key in record.keys])
-        event = {"number": 1, "time": time.time(), "name": "queued", "data": {"message": "Waiting for its turn"}}
+        event = {"number": 1, "time": time.time(), "name": "queued", "data": _accepted(kept)}
         connection.execute(events.insert(), {"launch": record.id, **event})
         self.database.after(connection, partial(self._observed, kept))
         return kept, True
@@ -297,6 +302,8 @@ class Store(LoggingConfigurable):
         values["state"] = to
         if to == "starting":
             values["due"] = None
+        if to == "ready" and record.lifetime:
+            values["due"] = self._warning_at(values.setdefault("ready", time.time()), record.lifetime)
         if to in FINAL:
             values |= {"ended": time.time(), "owner": None, "due": None, "env": None, "token": None}
             connection.execute(_FORGET_KEYS, {"of": record.id})
@@ -337,6 +344,11 @@ class Store(LoggingConfigurable):
         """Nothing is to be done about a launch that was due."""
         await self._set(launch, launches.c.due <= time.time(), due=None)
 
+    async def let_wait(self, launch: str) -> None:
+        """A start that was put off begins to wait for its turn."""
+        put_off = (launches.c.state == "queued") & (launches.c.due <= time.time())
+        await self._set(launch, put_off, due=launches.c.wait_until)
+
     async def _set(self, launch: str, where: sa.ColumnElement[bool], **values: Any) -> None:
         def work(connection: sa.Connection) -> None:
             connection.execute(launches.update().where(launches.c.id == launch, where).values(**values))
@@ -349,28 +361,75 @@ class Store(LoggingConfigurable):
 
         def work(connection: sa.Connection) -> LaunchRecord | None:
             record = queries.by_id(connection, launch)
-            if record is None or record.final:
-                return record
-            if record.state == "queued":
-                data = {"message": "It was cancelled before its turn", "by": by}
-                return self._change(connection, record, "cancelled", data, stop_by=by)
-            self.database.notify(connection, STOP + launch)
-            by_whom = record.stop_by or by
-            connection.execute(launches.update().where(launches.c.id == launch).values(stop_by=by_whom, due=None))
-            return replace(record, stop_by=by_whom, due=None)
+            return self._ask_to_stop(connection, record, by) if record and not record.final else record
 
         return await self.database.write(work, alone=True)
 
-    async def warn(self, launch: str, end: float) -> None:
-        """Tell that the server's time is over at ``end``."""
+    def _ask_to_stop(self, connection: sa.Connection, record: LaunchRecord, by: str) -> LaunchRecord:
+        if record.state == "queued":
+            data = {"message": "It was cancelled before its turn", "by": by}
+            return self._change(connection, record, "cancelled", data, stop_by=by)
+        self.database.notify(connection, STOP + record.id)
+        by_whom = record.stop_by or by
+        connection.execute(launches.update().where(launches.c.id == record.id).values(stop_by=by_whom, due=None))
+        return replace(record, stop_by=by_whom, due=None)
+
+    # -- the end of a server's time
+
+    async def extend(self, ids: Iterable[str], seconds: float | None, by: str) -> list[LaunchRecord | LauncherError]:
+        """Give launches so many seconds, from now on or from ready; for each the launch as it is then, or why not.
+
+        Args:
+            ids: which.
+            seconds: None: until somebody stops them.
+            by: who wants it.
+
+        """
+
+        def one(connection: sa.Connection, launch: str) -> LaunchRecord | LauncherError:
+            try:
+                return self._extend(connection, launch, seconds, by)
+            except LauncherError as error:
+                return error
+
+        every = list(ids)
+        return await self.database.write(lambda connection: [one(connection, launch) for launch in every], alone=True)
+
+    def _extend(self, connection: sa.Connection, launch: str, seconds: float | None, by: str) -> LaunchRecord:
+        record = queries.by_id(connection, launch)
+        _check_goes_on(record)
+        assert record  # noqa: S101  (for mypy: that was checked)
+        now = time.time()
+        # a server's lifetime counts from when it was ready
+        lifetime = now - record.ready + seconds if record.ready and seconds else seconds
+        values: dict[str, Any] = {"lifetime": lifetime, "warned": None}
+        if record.ready:
+            values["due"] = self._warning_at(now, seconds) if seconds else None
+        changed = replace(record, **values)
+        data = {"message": _extended(changed, seconds), "expires": changed.ends, "lifetime": lifetime, "by": by}
+        event = self._append(connection, launch, EXTENDED, data, **values)
+        self.database.notify(connection, QUEUE, *([BATCH + record.batch] if record.batch else []))
+        return replace(changed, events=event.number)
+
+    def _warning_at(self, begin: float, seconds: float) -> float:
+        """When to warn of the end of so many seconds."""
+        return begin + seconds - min(self.lifetime_warning, seconds / 10)
+
+    async def settle_lifetime(self, launch: str) -> None:
+        """Warn of the end of a server's time, or have it come, if that is due now: it may have been extended."""
 
         def work(connection: sa.Connection) -> None:
-            warned = launches.update().where(launches.c.id == launch, launches.c.warned.is_(None))
-            if connection.execute(warned.values(warned=time.time(), due=end)).rowcount:
-                data = {"message": f"The server is stopped in {max(0, end - time.time()):.0f} seconds", "ends": end}
-                self._append(connection, launch, "warning", data)
+            record, now = queries.by_id(connection, launch), time.time()
+            if record is None or record.state != "ready" or record.due is None or record.due > now:
+                return
+            if record.ends is None or record.ends <= now:
+                self._ask_to_stop(connection, record, LIFETIME)
+                return
+            data = {"message": f"The server is stopped in {record.ends - now:.0f} seconds", "ends": record.ends}
+            self._append(connection, launch, "warning", data, warned=now, due=record.ends)
+            self.database.notify(connection, QUEUE)
 
-        await self.database.write(work)
+        await self.database.write(work, alone=True)
 
     # -- reading
 
@@ -488,6 +547,38 @@ def _in_slices(connection: sa.Connection, ids: set[str]) -> list[LaunchRecord]:
     every = sorted(ids)
     slices = (every[start : start + _SLICE] for start in range(0, len(every), _SLICE))
     return [record for some in slices for record in queries.with_ids(connection, some)]
+
+
+def _accepted(record: LaunchRecord) -> dict[str, Any]:
+    """What is told of a new launch."""
+    if record.not_before is None:
+        return {"message": "Waiting for its turn"}
+    seconds = max(0, record.not_before - time.time())
+    return {"message": f"Put off, to start in {seconds:.0f} seconds", "not_before": record.not_before}
+
+
+def _check_goes_on(record: LaunchRecord | None) -> None:
+    """See that a launch may get another end.
+
+    Raises:
+        NotFound: it is not known any more.
+        ServerConflict: it has ended, or is being ended.
+
+    """
+    if record is None:
+        raise NotFound("There is no such launch.", reason="launch_not_found")
+    title = title_of(record.username, record.server_name)
+    if record.final:
+        raise ServerConflict(f"{title} can't get more time: this launch is {record.state}.", reason="launch_ended")
+    if record.stop_by:
+        raise ServerConflict(f"{title} can't get more time: it is being stopped.", reason="server_stopping")
+
+
+def _extended(record: LaunchRecord, seconds: float | None) -> str:
+    """What is told of a launch that has another end."""
+    if seconds is None:
+        return "The server runs until somebody stops it"
+    return f"The server is stopped {seconds:.0f} seconds from {'now' if record.ready else 'when it is ready'}"
 
 
 def _topic(record: LaunchRecord) -> str:

@@ -67,6 +67,7 @@ launches = Table(
     Column("started", Float),
     Column("ready", Float),
     Column("ended", Float),
+    Column("not_before", Float),
     Column("due", Float),
     Column("wait_until", Float),
     Column("warned", Float),
@@ -112,12 +113,14 @@ batches = Table(
     metadata,
     Column("id", String(32), primary_key=True),
     Column("caller", String(300), nullable=False),
+    Column("group_name", String(255)),
     Column("idempotency_key", String(255)),
     Column("request", String(64), nullable=False),
     Column("created", Float, nullable=False),
     Column("items", JSON, nullable=False),
     UniqueConstraint("caller", "idempotency_key"),
     Index("batches_created", "created"),
+    Index("batches_caller", "caller", "created"),
 )
 """Requests for many launches; ``items`` says for each what became of it: a launch or an error."""
 

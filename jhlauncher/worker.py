@@ -21,7 +21,7 @@ from traitlets.config import LoggingConfigurable
 
 from . import queries
 from .errors import HubUnavailable, LauncherError, LaunchFailed, StoreUnavailable
-from .lifecycle import LIFETIME, Lifecycle, Work
+from .lifecycle import Lifecycle, Work
 from .outage import Outage
 from .queue import StartBound
 from .records import FINAL, LaunchRecord, name_of, new_id
@@ -193,23 +193,21 @@ class Worker(LoggingConfigurable):
         self._taken_again.discard(launch)
 
     async def _settle_due(self) -> None:
-        """Expire what has waited too long, warn of the end of a lifetime, and have it come."""
+        """What was put off begins to wait, what has waited too long expires, lifetimes come to their end."""
         now = time.time()
         for record in await self._store.due(now):
-            if record.state == "queued":
+            if record.state == "queued" and record.wait_until and now < record.wait_until:
+                await self._store.let_wait(record.id)
+            elif record.state == "queued":
                 error = self._no_turn(record).as_dict()
                 await self._store.change(record.id, "expired", error, unless=(*FINAL, "starting", "ready"), error=error)
-            elif record.state == "ready" and record.lifetime and record.ready:
-                end = record.ready + record.lifetime
-                if now < end and not record.warned:
-                    await self._store.warn(record.id, end)
-                elif now >= end:
-                    await self._store.ask_to_stop(record.id, LIFETIME)
+            elif record.state == "ready" and record.ends:
+                await self._store.settle_lifetime(record.id)
             else:
                 await self._store.settle(record.id)
 
     def _no_turn(self, record: LaunchRecord) -> LauncherError:
-        server, seconds = name_of(record.username, record.server_name), time.time() - record.created
+        server, seconds = name_of(record.username, record.server_name), time.time() - record.waits_since
         if self._outage.lasts:
             return HubUnavailable(f"JupyterHub could not be reached for {seconds:.0f} seconds to start {server}.")
         if self._bound.rises_in < math.inf:

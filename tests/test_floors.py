@@ -16,7 +16,8 @@ PACKAGE = Path(jhlauncher.__file__).parent
 LINES = """
 _version environment errors sse bell turnstile ports usernames queue
 tables migrations migrations.env migrations.versions
-migrations.versions.0001_launches migrations.versions.0002_manager migrations.versions.0004_people
+migrations.versions.0001_launches migrations.versions.0002_manager migrations.versions.0003_classes
+migrations.versions.0004_people
 reflectors apiserver
 models database transport
 records signing failures roster
@@ -24,17 +25,18 @@ queries rules hub metrics audit register mailer
 store policy progress
 batches replicas starting
 feed access stopping reconciler hub_users invitations
-news
+news activity
 outage planning
 lifecycle launcher people
-worker
+classes worker
 parts
 handlers.streams handlers.views handlers.sessions
 handlers.serving
 handlers.base
 handlers.callers
 handlers.launches handlers.containers handlers.health handlers.metrics handlers.ended
-handlers.openapi handlers.batches handlers.users
+handlers.batches handlers.users
+handlers.openapi
 handlers.describe handlers.pages
 handlers
 service
@@ -54,6 +56,7 @@ client.blocking
 client
 cli cli.names
 cli.parser cli.output
+cli.common
 cli.commands
 app manager.app demo
 upgrade __main__

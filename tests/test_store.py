@@ -139,8 +139,9 @@ async def test_all_or_none(store: Store):
     taken = record("user1")
     await store.add(taken)
     batch = [record("user0"), record("user1"), record("user2")]
+    asked = [(launch.username, launch) for launch in batch]
     with pytest.raises(BatchRefused) as refused:
-        await Batches(store).add(BatchRecord(caller="service:platform", request="hash"), batch, all_or_none=True)
+        await Batches(store).add(BatchRecord(caller="service:platform", request="hash"), asked, all_or_none=True)
     assert [item["index"] for item in refused.value.details["items"]] == [1]
     assert await store.counts() == {"queued": 1}
     await store.add_all(batch)

@@ -6,29 +6,31 @@ import asyncio
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import shtab
 
-from ..client import CallerError, InvalidRequest, Launch, LauncherClient, LauncherError, LaunchFailed
+from ..client import InvalidRequest, Launch, LauncherClient, LauncherError
 from ..client.settings import SettingsMissing
 from ..records import ACTIVE
+from .common import (
+    BROKEN_PIPE,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    REFUSED,
+    STOPPING,
+    UNAVAILABLE,
+    Command,
+    Usage,
+    launch_body,
+    status_of,
+    told_apart,
+)
 from .output import Output, log_of
 from .parser import build
-
-DONE, FAILED, USAGE, REFUSED, UNAVAILABLE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 4, 130, 141
-_STOPPING = 300
-"""Seconds for a server to stop."""
-
-
-class Usage(ValueError):
-    """What was asked for can't be had with these arguments."""
-
-
-Command = Callable[[LauncherClient, Namespace, Output], Awaitable[int]]
 
 
 def run(arguments: list[str]) -> int:
@@ -54,15 +56,7 @@ def run(arguments: list[str]) -> int:
         return BROKEN_PIPE
     except (LauncherError, SettingsMissing, Usage) as error:
         output.error(error)
-        return _status(error)
-
-
-def _status(error: LauncherError | ValueError) -> int:
-    if isinstance(error, ValueError):
-        return USAGE
-    if isinstance(error, LaunchFailed):
-        return FAILED
-    return REFUSED if isinstance(error, CallerError) else UNAVAILABLE
+        return status_of(error)
 
 
 async def _connected(args: Namespace, token: str | None, output: Output) -> int:
@@ -102,14 +96,7 @@ async def launch(client: LauncherClient, args: Namespace, output: Output) -> int
 
 async def _request(client: LauncherClient, args: Namespace) -> dict[str, Any]:
     """The body of the request."""
-    limits = {
-        name: {"limit": getattr(args, name)} for name in ("cpu", "memory", "gpu") if getattr(args, name) is not None
-    }
-    names = ("template", "image", "server_name", "lifetime", "queue_timeout")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    lists = {"vols": args.volume, "env": dict(args.env or [])}
-    username = args.user or await _own_name(client)
-    return {"username": username, **given, **limits, **{name: value for name, value in lists.items() if value}}
+    return {"username": args.user or await _own_name(client), **launch_body(args)}
 
 
 async def _own_name(client: LauncherClient) -> str:
@@ -159,20 +146,17 @@ async def events(client: LauncherClient, args: Namespace, output: Output) -> int
 
 async def stop(client: LauncherClient, args: Namespace, output: Output) -> int:
     """Stop servers, all at the same time; the status is the first one's that could not be."""
-    wait = _STOPPING if args.wait else 0
+    wait = STOPPING if args.wait else 0
     answers = await asyncio.gather(
         *(client.stop(launch, wait=wait) for launch in args.launches), return_exceptions=True
     )
-    for answer in answers:
-        if isinstance(answer, BaseException) and not isinstance(answer, LauncherError):
-            raise answer
-    refused = [answer for answer in answers if isinstance(answer, LauncherError)]
-    ending = [answer for answer in answers if isinstance(answer, Launch)]
+    found, refused = told_apart(answers)
+    ending = [answer for answer in found if answer]
     output.ends([launch for launch, answer in zip(args.launches, answers, strict=True) if answer is None], ending)
     for error in refused:
         output.error(error)
     if refused:
-        return _status(refused[0])
+        return status_of(refused[0])
     return UNAVAILABLE if args.wait and ending else DONE
 
 

@@ -13,3 +13,6 @@ COMMANDS = {
     "completion": "Print a script that completes these commands in a shell.",
 }
 """What each does, in a line."""
+
+NESTED: dict[str, dict[str, str]] = {}
+"""Those that have commands of their own; they stand in `COMMANDS`, too."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections.abc import Callable
 
 import shtab
 
 from ..client.settings import TOKEN_ENV, URL_ENV
 from ..models import parse_bytes
 from ..records import STATES
-from .names import COMMANDS
+from .names import COMMANDS, NESTED
 
 EXIT_CODES = """\
 exit status:
@@ -70,18 +71,28 @@ def states(text: str) -> list[str]:
     return found
 
 
-def build() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+Parsers = dict[str, argparse.ArgumentParser]
+"""By what is said: ``launch``, or ``batch start``."""
+
+
+def build(*nested: Callable[[Parsers], None]) -> argparse.ArgumentParser:
+    """The parser of all commands; what is said stands in ``command``.
+
+    Args:
+        nested: each adds the arguments of commands with two words.
+
+    """
     parser = argparse.ArgumentParser(prog="jhlauncher", description="Launch servers on a JupyterHub with jhlauncher.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add = {name: _command(commands, name) for name in COMMANDS}
+    add = _commands(parser)
+    for arguments in nested:
+        arguments(add)
     _launch(add["launch"])
     _list(add["list"])
     for name in ("show", "events", "logs"):
         add[name].add_argument("launch", metavar="ID", help="of a launch; `jhlauncher list` has them")
     add["stop"].add_argument("launches", metavar="ID", nargs="+", help="of a launch")
-    _wait(add["events"], "follow it to its end, or only tell what has happened so far")
-    _wait(add["stop"], "return when the servers have stopped, or as soon as that is accepted")
+    add_wait(add["events"], "follow it to its end, or only tell what has happened so far")
+    add_wait(add["stop"], "return when the servers have stopped, or as soon as that is accepted")
     for name in ("launch", "list", "show", "events"):
         add[name].add_argument("--show-token", action="store_true", help="print the token that opens the server, too")
     add["options"].add_argument("--user", "-u", metavar="NAME", help="whose server it would be; default: yours")
@@ -90,15 +101,31 @@ def build() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> argparse.ArgumentParser:
+def _commands(parser: argparse.ArgumentParser) -> Parsers:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add: Parsers = {}
+    for name, summary in COMMANDS.items():
+        if name not in NESTED:
+            add[name] = _command(commands, name, summary)
+            continue
+        group = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        within = group.add_subparsers(required=True, metavar="COMMAND")
+        add |= {f"{name} {word}": _command(within, word, text, name) for word, text in NESTED[name].items()}
+    return add
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, group: str = ""
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
-        help=COMMANDS[name],
-        description=COMMANDS[name],
+        help=summary,
+        description=summary,
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.set_defaults(command=f"{group} {name}".strip())
     if name == "completion":
         return parser
     parser.add_argument("--json", action="store_true", help="print JSON, and errors as JSON to standard error")
@@ -121,15 +148,26 @@ def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
     return parser
 
 
-def _wait(parser: argparse.ArgumentParser, what: str) -> None:
+def add_wait(parser: argparse.ArgumentParser, what: str) -> None:
+    """Whether to wait."""
     parser.add_argument("--wait", action=argparse.BooleanOptionalAction, default=True, help=f"{what}; default: --wait")
 
 
 def _launch(parser: argparse.ArgumentParser) -> None:
+    what = what_to_start(parser)
+    what.add_argument("--user", "-u", metavar="NAME", help="whose server it will be; default: yours")
+    parser.add_argument(
+        "--idempotency-key", metavar="KEY", help="the same request with the same key is the same launch"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would become of it, and start nothing")
+    add_wait(parser, "return when it is ready, or as soon as it is accepted")
+
+
+def what_to_start(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What a server is to have."""
     what = parser.add_argument_group("what to start; `jhlauncher options` says what you may")
     what.add_argument("--template", "-t", metavar="NAME", help="a template of the administrator's")
     what.add_argument("--image", "-i", metavar="IMAGE", help="what to start; required without a template")
-    what.add_argument("--user", "-u", metavar="NAME", help="whose server it will be; default: yours")
     what.add_argument("--server-name", "-s", metavar="NAME", help="a named server; default: the default server")
     what.add_argument("--cpu", metavar="CORES", type=float, help="at most so many cores")
     what.add_argument("--memory", metavar="SIZE", type=size, help="at most so much memory: 2G, 512M")
@@ -147,11 +185,7 @@ def _launch(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--lifetime", metavar="TIME", type=duration, help="stop it after so long: 90m, 2h")
     what.add_argument("--queue-timeout", metavar="TIME", type=duration, help="wait for its turn for so long at most")
-    parser.add_argument(
-        "--idempotency-key", metavar="KEY", help="the same request with the same key is the same launch"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would become of it, and start nothing")
-    _wait(parser, "return when it is ready, or as soon as it is accepted")
+    return what
 
 
 def _list(parser: argparse.ArgumentParser) -> None:

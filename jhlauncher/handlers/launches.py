@@ -11,9 +11,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from ..errors import Forbidden, InvalidRequest, ShuttingDown, Unauthenticated
-from ..models import LaunchRequest, Model, ServerName, TemplateName, UserName
+from ..models import ExtendRequest, GroupName, LaunchRequest, Model, NoQuery, ServerName, TemplateName, UserName
 from ..news import Happening
-from ..records import FINAL, STATES, LaunchRecord, State
+from ..records import EXTENDED, FINAL, STATES, LaunchRecord, State
 from .callers import HubHandler
 from .streams import EventStream
 from .views import EventList, EventView, LaunchList, LaunchView, PlanView, event_data, launch_view
@@ -50,8 +50,9 @@ def _boolean(value: str) -> bool:
     return value == "true"
 
 
-GroupName = Annotated[str, Field(min_length=1, max_length=255)]
-"""Of a group at the Hub."""
+Id = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+"""Of a batch."""
+Limit = Annotated[int, Field(ge=1, le=500), BeforeValidator(_integer)]
 Wait = Annotated[float, Field(ge=0, le=300, allow_inf_nan=False), BeforeValidator(_number)]
 """Seconds to wait until it is ready, or has ended."""
 Time = Annotated[float, BeforeValidator(_time), WithJsonSchema({"type": "string", "format": "date-time"})]
@@ -96,12 +97,12 @@ class ListQuery(Model):
     state: Annotated[list[State], BeforeValidator(_states)] | None = None
     """One, or several with commas between."""
     template: TemplateName | None = None
-    batch: Annotated[str, Field(pattern="^[0-9a-f]{16}$")] | None = None
+    batch: Id | None = None
     since: Time | None = None
     """Asked for at this time or later (ISO 8601)."""
     until: Time | None = None
     """Asked for before this time."""
-    limit: Annotated[int, Field(ge=1, le=500), BeforeValidator(_integer)] = 50
+    limit: Limit = 50
     """How many at most."""
     cursor: Annotated[int, BeforeValidator(_integer)] | None = None
     """``next`` of the page before."""
@@ -169,6 +170,13 @@ class OneLaunchHandler(LaunchHandler):
         if query.wait:
             record = await self.interruptible(self.services.parts.launcher.settled(record, query.wait))
             await self.admit()
+        self.answer((await self.view(record)).model_dump(mode="json"))
+
+    async def patch(self, launch: str) -> None:
+        """Give it another end."""
+        self.query(NoQuery)
+        lifetime = self.body(ExtendRequest).lifetime
+        record = await self.services.parts.launcher.extend(self.caller, launch, lifetime)
         self.answer((await self.view(record)).model_dump(mode="json"))
 
     async def delete(self, launch: str) -> None:
@@ -318,6 +326,6 @@ class AllEventsHandler(EventsHandler):
         record, event = happening
         about = {"id": record.id, "username": record.username, "server_name": record.server_name}
         data = about | {"number": event.number or None} | event_data(event)
-        if event.number and event.name in STATES:
+        if event.number and event.name in (*STATES, EXTENDED):
             data["launch"] = (await self.view(record, with_position=False)).model_dump(mode="json")
         return data

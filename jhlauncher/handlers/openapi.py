@@ -9,13 +9,16 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from .._version import __version__
-from ..models import BatchRequest, LaunchRequest, ServerQuery
+from ..models import BatchRequest, ExtendRequest, LaunchRequest, ServerQuery
+from .batches import BatchesQuery
 from .launches import AllEventsQuery, EventsQuery, ListQuery, SubmitQuery, WaitQuery
 from .views import (
+    BatchList,
     BatchView,
     ContainerView,
     ErrorView,
     EventList,
+    ExtendedList,
     HealthView,
     LaunchList,
     LaunchView,
@@ -33,7 +36,7 @@ _ERRORS = {
     401: "no token, or one that the Hub does not know",
     403: "the caller's scopes do not reach this, or the policy does not allow it",
     404: "there is no such thing, or none that the caller may see",
-    409: "the server is running, starting or stopping",
+    409: "the server is running, starting or stopping, or has ended",
     422: "the Idempotency-Key was sent with another request",
     429: "a limit of the policy leaves no room now",
     500: "the server could not be started or stopped, or the launcher has failed",
@@ -47,10 +50,10 @@ _KEY = {
     "description": "The same caller's request with the same key is done once.",
 }
 _LAST = {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"}}
-_REQUESTS: list[type[BaseModel]] = [LaunchRequest, BatchRequest]
+_REQUESTS: list[type[BaseModel]] = [LaunchRequest, BatchRequest, ExtendRequest]
 _ANSWERS: list[type[BaseModel]] = [
-    BatchView, ContainerView, ErrorView, EventList, HealthView, LaunchList, LaunchView, OptionsView, PlanView,
-    ReadyView, StatusView, TemplateView,
+    BatchList, BatchView, ContainerView, ErrorView, EventList, ExtendedList, HealthView, LaunchList, LaunchView,
+    OptionsView, PlanView, ReadyView, StatusView, TemplateView,
 ]  # fmt: skip
 
 
@@ -88,7 +91,7 @@ def _linked(paths: Json) -> Json:
             f"{method}-{name}-one": {
                 "operationId": f"{method}-{name}-one", "parameters": {"id": "$response.body#/id"},
             }
-            for method in ("get", "delete")
+            for method in ("get", "patch", "delete")
         }  # fmt: skip
         paths[f"/{name}"]["post"]["responses"]["202"]["links"] = follow
     return paths
@@ -113,6 +116,9 @@ def _paths() -> Json:
         },
         "/launches/{id}": {
             "get": _operation("Tell about a launch", LaunchView, 400, 404, query=WaitQuery, parameters=[_ID]),
+            "patch": _operation(
+                "Give it another end", LaunchView, 400, 404, 409, 500, parameters=[_ID], body=ExtendRequest
+            ),
             "delete": _operation(
                 "Cancel it, or stop its server", {202: launch, 204: None}, 400, 404, 500,
                 query=WaitQuery, parameters=[_ID],
@@ -126,19 +132,23 @@ def _paths() -> Json:
             ),
         },
         "/batches": {
+            "get": _operation("List the caller's own batches", BatchList, 400, query=BatchesQuery),
             "post": _operation(
                 "Ask for many servers", {202: _ref(BatchView)}, 400, 422, 500, parameters=[_KEY], body=BatchRequest
             ),
         },
         "/batches/{id}": {
-            "get": _operation("Tell about a batch", BatchView, 404, parameters=[_ID]),
+            "get": _operation("Tell what each server of a batch is doing", BatchView, 404, parameters=[_ID]),
+            "patch": _operation(
+                "Give all its launches another end", ExtendedList, 400, 404, 500, parameters=[_ID], body=ExtendRequest
+            ),
             "delete": _operation(
                 "End all its launches", {202: _ref(BatchView), 204: None}, 404, 500, parameters=[_ID]
             ),
         },
         "/batches/{id}/events": {
             "get": _operation(
-                "To which states its launches come", {200: "text/event-stream"}, 400, 404,
+                "To which states its launches come, and which get another end", {200: "text/event-stream"}, 400, 404,
                 query=EventsQuery, parameters=[_ID, _LAST],
             ),
         },

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from ..models import Cpu, Gpu, LaunchSpec, Memory
-from ..records import LaunchEvent, LaunchRecord, State
+from ..models import Cpu, Gpu, LaunchSpec, Memory, Phase
+from ..records import BatchEvent, BatchRecord, LaunchEvent, LaunchRecord, State
 
 
 class ErrorView(BaseModel):
@@ -41,12 +41,14 @@ class LaunchView(BaseModel):
     """In the queue; 1 is next."""
     estimate: float | None = None
     """Seconds until its turn, if that is known."""
+    not_before: datetime | None
+    """When it begins to wait for its turn, where that was put off."""
     created: datetime
     started: datetime | None
     ready: datetime | None
     ended: datetime | None
     lifetime: float | None
-    """Seconds."""
+    """Seconds from ready; None: until somebody stops it."""
     expires: datetime | None
     """When the server is stopped."""
     url: str | None
@@ -75,7 +77,7 @@ class EventView(BaseModel):
     id: int
     """1 for the first."""
     event: str
-    """Its name: a state, ``progress`` or ``warning``."""
+    """Its name: a state, ``progress``, ``warning`` or ``extended``."""
     data: dict[str, Any]
 
 
@@ -85,12 +87,26 @@ class EventList(BaseModel):
     items: list[EventView]
 
 
+class ProgressView(BaseModel):
+    """How far a start is."""
+
+    progress: int
+    """Per cent."""
+    message: str
+    phase: Phase
+
+
 class BatchItemView(BaseModel):
     """What became of one launch of a batch."""
 
+    username: str | None
     launch: LaunchView | None
     error: ErrorView | None
     """Why it was not accepted."""
+    progress: ProgressView | None = None
+    """The latest, while it starts."""
+    last_activity: str | None = None
+    """When its server was last used, as the Hub knows it; None: it is not ready, or that is not known."""
 
 
 class BatchView(BaseModel):
@@ -101,9 +117,44 @@ class BatchView(BaseModel):
     caller: str
     counts: dict[str, int]
     """How many launches are in each state; ``refused`` were not accepted."""
+    group: str | None
+    """Whose members it was asked for."""
     items: list[BatchItemView]
     """In the order of the request. Launches that are no longer kept are None."""
     links: dict[Literal["self", "events"], str]
+
+
+class BatchSummary(BaseModel):
+    """A batch in a list."""
+
+    id: str
+    created: datetime
+    caller: str
+    group: str | None
+    counts: dict[str, int]
+    links: dict[Literal["self", "events"], str]
+
+
+class BatchList(BaseModel):
+    """A page of batches, the newest first."""
+
+    items: list[BatchSummary]
+    next: str | None
+    """The cursor of the next page; None on the last one."""
+
+
+class ExtendedItem(BaseModel):
+    """What became of one launch that was to get another end."""
+
+    launch: LaunchView
+    error: ErrorView | None
+    """Why it did not."""
+
+
+class ExtendedList(BaseModel):
+    """What became of all launches of a batch that had not ended."""
+
+    items: list[ExtendedItem]
 
 
 class LimitView(BaseModel):
@@ -212,6 +263,10 @@ class PlanView(BaseModel):
     """Why it would be refused."""
 
 
+_TIMES = ("ends", "expires", "not_before")
+"""What is a time in the data of events."""
+
+
 def moment(seconds: float | None) -> datetime | None:
     """A time, in UTC."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
@@ -222,10 +277,10 @@ def iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
-def event_data(event: LaunchEvent) -> dict[str, Any]:
+def event_data(event: LaunchEvent | BatchEvent) -> dict[str, Any]:
     """What is told of an event."""
-    data = {"time": iso(event.time), **event.data}
-    return data | {"ends": iso(data["ends"])} if event.name == "warning" else data
+    times = {name: iso(event.data[name]) for name in _TIMES if event.data.get(name) is not None}
+    return {"time": iso(event.time), **event.data, **times}
 
 
 def launch_view(record: LaunchRecord, *, base: str, url: str | None, token: str | None, **more: Any) -> LaunchView:
@@ -240,7 +295,6 @@ def launch_view(record: LaunchRecord, *, base: str, url: str | None, token: str 
 
     """
     running = record.state == "ready"
-    ends = record.ready + record.lifetime if running and record.ready and record.lifetime else None
     return LaunchView(
         id=record.id,
         state=record.state,
@@ -251,12 +305,13 @@ def launch_view(record: LaunchRecord, *, base: str, url: str | None, token: str 
         batch=record.batch,
         caller=record.caller,
         rule=record.rule,
+        not_before=moment(record.not_before),
         created=datetime.fromtimestamp(record.created, UTC),
         started=moment(record.started),
         ready=moment(record.ready),
         ended=moment(record.ended),
         lifetime=record.lifetime,
-        expires=moment(ends),
+        expires=moment(record.ends) if running else None,
         url=url if running else None,
         token=token,
         token_expires=moment(record.token_expires) if token else None,
@@ -264,4 +319,25 @@ def launch_view(record: LaunchRecord, *, base: str, url: str | None, token: str 
         ended_by=record.stop_by,
         links={"self": f"{base}launches/{record.id}", "events": f"{base}launches/{record.id}/events"},
         **more,
+    )
+
+
+def batch_summary(batch: BatchRecord, counts: dict[str, int], base: str) -> BatchSummary:
+    """A batch without its launches.
+
+    Args:
+        batch: the batch.
+        counts: of its launches by state.
+        base: path of the service.
+
+    """
+    refused = sum("error" in item for item in batch.items)
+    address = f"{base}batches/{batch.id}"
+    return BatchSummary(
+        id=batch.id,
+        created=datetime.fromtimestamp(batch.created, UTC),
+        caller=batch.caller,
+        group=batch.group_name,
+        counts={**counts, "refused": refused},
+        links={"self": address, "events": f"{address}/events"},
     )
