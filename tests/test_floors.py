@@ -57,6 +57,7 @@ client
 cli cli.names
 cli.parser cli.output
 cli.common
+cli.classes
 cli.commands
 app manager.app demo
 upgrade __main__

@@ -15,6 +15,7 @@ import shtab
 from ..client import InvalidRequest, Launch, LauncherClient, LauncherError
 from ..client.settings import SettingsMissing
 from ..records import ACTIVE
+from . import classes
 from .common import (
     BROKEN_PIPE,
     DONE,
@@ -40,7 +41,7 @@ def run(arguments: list[str]) -> int:
         arguments: the command and what follows it.
 
     """
-    parser = build()
+    parser = build(classes.arguments)
     args = parser.parse_args(arguments)
     if args.command == "completion":
         sys.stdout.write(shtab.complete(parser, args.shell))
@@ -160,6 +161,18 @@ async def stop(client: LauncherClient, args: Namespace, output: Output) -> int:
     return UNAVAILABLE if args.wait and ending else DONE
 
 
+async def extend(client: LauncherClient, args: Namespace, output: Output) -> int:
+    """Give servers more time; the status is the first one's that could not be."""
+    answers = await asyncio.gather(
+        *(client.extend(launch, args.lifetime) for launch in args.launches), return_exceptions=True
+    )
+    found, refused = told_apart(answers)
+    output.extended(found)
+    for error in refused:
+        output.error(error)
+    return status_of(refused[0]) if refused else DONE
+
+
 async def logs(client: LauncherClient, args: Namespace, output: Output) -> int:
     """Print the log of a failed launch."""
     found = await client.get(args.launch)
@@ -188,7 +201,9 @@ _COMMANDS: dict[str, Command] = {
     "list": list_launches,
     "show": show,
     "events": events,
+    "extend": extend,
     "stop": stop,
     "logs": logs,
     "options": options,
+    **classes.COMMANDS,
 }

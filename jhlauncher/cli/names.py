@@ -7,12 +7,22 @@ COMMANDS = {
     "list": "List launches, the newest first.",
     "show": "Show one launch.",
     "events": "Follow what happens to a launch, until its end.",
+    "extend": "Give servers more time, from now on.",
     "stop": "Cancel launches, or stop their servers.",
     "logs": "Print the log of a launch that failed.",
     "options": "Show what you may launch.",
+    "batch": "Start a class, watch it, give it more time, stop it.",
     "completion": "Print a script that completes these commands in a shell.",
 }
 """What each does, in a line."""
 
-NESTED: dict[str, dict[str, str]] = {}
-"""Those that have commands of their own; they stand in `COMMANDS`, too."""
+NESTED = {
+    "batch": {
+        "start": "Start a server for each of many people, and wait until they are ready.",
+        "list": "List your classes, the newest first.",
+        "show": "Show what each person's server is doing.",
+        "extend": "Give all servers of a class more time, from now on.",
+        "stop": "Stop all servers of a class.",
+    },
+}
+"""Those that have commands of their own: ``jhlauncher batch start``."""

@@ -6,18 +6,19 @@ Results go to standard output, progress and errors to standard error.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..client import Event, Launch, LauncherError
 from ..models import format_bytes
+from ..records import STATES
 
 _COLOURS = {"ready": "green", "failed": "red", "starting": "cyan", "queued": "yellow", "expired": "yellow"}
 
@@ -31,9 +32,12 @@ def ago(time: datetime | None) -> str:
     """How long since, or until, a time: ``5 min``."""
     if time is None:
         return ""
-    seconds = abs((datetime.now(UTC) - time).total_seconds())
+    return _span(abs((datetime.now(UTC) - time).total_seconds()))
+
+
+def _span(seconds: float) -> str:
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
+        if seconds >= 0.99 * length:  # what ends in an hour does so in "1 h", a moment later, too
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
 
@@ -147,6 +151,14 @@ class Output:
             self.line(f"{ending_one.id} is stopping")
         return None
 
+    def extended(self, launches: list[Launch]) -> None:
+        """Launches that have another end."""
+        if self._json:
+            return self.json([self._fields(launch) for launch in launches])
+        for launch in launches:
+            self.line(f"{launch.id} {_end_of(launch)}")
+        return None
+
     def options(self, options: dict[str, Any]) -> None:
         """What may be launched."""
         if self._json:
@@ -164,9 +176,11 @@ class Output:
         for name in ("cpu", "memory", "gpu"):
             most = properties[name].get("x-maximum")
             self.line(f"{name}: {'no limit' if most is None else _amount(name, most)}")
+        lifetime = properties["lifetime"].get("maximum")
+        self.line(f"lifetime: {'no limit' if lifetime is None else _span(lifetime)}")
         for limit in options["limits"]:
             used, most = (_amount(limit["resource"], limit[which]) for which in ("used", "most"))
-            self.line(f"{limit['key']}: {used} of {most} {limit['resource']} in use")
+            self.line(f"{_whose(limit['key'])}: {used} of {most} {limit['resource']} in use")
         return None
 
     def plan(self, plan: dict[str, Any]) -> None:
@@ -180,6 +194,118 @@ class Output:
         else:
             self.line("The policy allows it: it would start at once.")
         return None
+
+    # -- classes
+
+    def batch(self, batch: dict[str, Any]) -> None:
+        """What each person's server is doing."""
+        if self._json:
+            return self.json(self._without_tokens(batch))
+        group = f" of {batch['group']}" if batch.get("group") else ""
+        asked = ago(datetime.fromisoformat(batch["created"]))
+        self._out.print(
+            f"[dim]{batch['id']}[/]{escape(plain(group))}, asked for {asked} ago: {_counted(batch['counts'])}"
+        )
+        table = _table("USER", "STATE", "DOING", "LAST USED", "ENDS IN")
+        for item in batch["items"]:
+            table.add_row(*self._person(item))
+        self._out.print(table)
+        return None
+
+    def _person(self, item: dict[str, Any]) -> list[str]:
+        launch = Launch(**item["launch"]) if item["launch"] else None
+        user = server(launch) if launch else item["username"] or ""
+        if launch is None:
+            error = item["error"] or {"error": "not kept any more"}
+            return [
+                escape(plain(user)),
+                "[red]refused[/]" if item["error"] else "",
+                escape(plain(error["error"])),
+                "",
+                "",
+            ]
+        state = f"[{_COLOURS.get(launch.state, 'default')}]{escape(plain(launch.state))}[/]"
+        used = item.get("last_activity")
+        cells = (_doing(item, launch), f"{ago(datetime.fromisoformat(used))} ago" if used else "", ago(launch.expires))
+        return [escape(plain(user)), state, *(escape(plain(cell)) for cell in cells)]
+
+    def batch_started(self, batch: dict[str, Any]) -> None:
+        """What became of a class: its id, and who has no server, with the reason."""
+        if self._json:
+            return self.json(self._without_tokens(batch))
+        self.line(batch["id"])
+        self.note(_counted(batch["counts"]))
+        wrong = [item for item in batch["items"] if _error_of(item)]
+        if wrong:
+            table = _table("USER", "REASON", "")
+            for item in wrong:
+                error = _error_of(item)
+                table.add_row(*(escape(plain(cell)) for cell in (_user_of(item), error["reason"], error["error"])))
+            self._err.print(table)
+        return None
+
+    def batches(self, batches: list[dict[str, Any]], *, quiet: bool = False) -> None:
+        """A table of classes."""
+        if quiet:
+            for batch in batches:
+                self.line(batch["id"])
+            return None
+        if self._json:
+            return self.json(batches)
+        if not batches:
+            return self.note("No classes.")
+        table = _table("ID", "GROUP", "ASKED", "SERVERS")
+        for batch in batches:
+            asked = f"{ago(datetime.fromisoformat(batch['created']))} ago"
+            cells = (batch["id"], batch.get("group") or "", asked, _counted(batch["counts"]))
+            table.add_row(*(escape(plain(cell)) for cell in cells))
+        self._out.print(table)
+        return None
+
+    def batch_extended(self, items: list[dict[str, Any]]) -> None:
+        """Whose servers have another end, and whose have not."""
+        if self._json:
+            return self.json([self._without_token(item) for item in items])
+        if not items:
+            return self.note("Nothing of this class runs any more.")
+        for item in items:
+            launch = Launch(**item["launch"])
+            said = item["error"]["error"] if item["error"] else _end_of(launch)
+            self.line(f"{server(launch)}: {said}")
+        return None
+
+    def batch_ends(self, batch: str, ending: dict[str, Any] | None) -> None:
+        """Whether a class has ended."""
+        if self._json:
+            return self.json({"id": batch, "ended": ending is None})
+        self.line(f"{batch} is stopping: {_counted(ending['counts'])}" if ending else f"{batch} has ended")
+        return None
+
+    @contextmanager
+    def class_progress(self, total: int) -> Iterator[Callable[[Mapping[str, int]], None]]:
+        """One bar for a class that is waited for, told how many are in each state; lines where there is no terminal."""
+        if not self._err.is_terminal:
+            yield lambda counts: None if self._json else self._err.out(_counted(counts), highlight=False)
+            return
+        bar = Progress(
+            BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"),
+            console=self._err, transient=True,
+        )  # fmt: skip
+        with bar:
+            task = bar.add_task("", total=total)
+
+            def follow(counts: Mapping[str, int]) -> None:
+                settled = sum(number for state, number in counts.items() if state not in ("queued", "starting"))
+                bar.update(task, completed=settled, description=_counted(counts))
+
+            yield follow
+
+    def _without_tokens(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {**batch, "items": [self._without_token(item) for item in batch["items"]]}
+
+    def _without_token(self, item: dict[str, Any]) -> dict[str, Any]:
+        launch = item["launch"]
+        return {**item, "launch": launch and self._fields(Launch(**launch))}
 
     # -- what is no result
 
@@ -268,3 +394,46 @@ def _table(first: str, *columns: str) -> Table:
 
 def _amount(resource: str, amount: float) -> str:
     return format_bytes(int(amount)) if resource == "memory" else f"{amount:g}"
+
+
+def _end_of(launch: Launch) -> str:
+    """Until when a server runs."""
+    if launch.lifetime is None:
+        return "runs until somebody stops it"
+    if launch.expires is None:
+        return f"is stopped {launch.lifetime:g} seconds after it is ready"
+    return f"is stopped in {ago(launch.expires)}"
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    """``3 starting, 17 ready``."""
+    return ", ".join(f"{counts[state]} {state}" for state in (*STATES, "refused") if counts.get(state)) or "nothing"
+
+
+def _error_of(item: dict[str, Any]) -> dict[str, Any]:
+    """Why a person of a class has no server; empty if they have, or may get one."""
+    error: dict[str, Any] = item["error"] or (item["launch"] or {}).get("error") or {}
+    return error
+
+
+def _user_of(item: dict[str, Any]) -> str:
+    return server(Launch(**item["launch"])) if item["launch"] else item["username"] or ""
+
+
+def _doing(item: dict[str, Any], launch: Launch) -> str:
+    """What a server is doing, in a few words."""
+    if launch.error:
+        return f"{launch.error['error']} ({launch.error['reason']})"
+    if launch.ended_by and not launch.final:
+        return "is being stopped"
+    if progress := item.get("progress"):
+        return f"{progress['progress']}% {progress['message']}"
+    if launch.state == "queued" and launch.not_before and launch.not_before > datetime.now(UTC):
+        return f"starts in {ago(launch.not_before)}"
+    return "waits for its turn" if launch.state == "queued" else ""
+
+
+def _whose(key: str) -> str:
+    """Whom a limit is for: ``ada``, ``group course-1`` or ``all together``."""
+    kind, _, name = key.partition(":")
+    return {"user": name, "group": f"group {name}"}.get(kind, "all together")

@@ -90,7 +90,9 @@ def build(*nested: Callable[[Parsers], None]) -> argparse.ArgumentParser:
     _list(add["list"])
     for name in ("show", "events", "logs"):
         add[name].add_argument("launch", metavar="ID", help="of a launch; `jhlauncher list` has them")
-    add["stop"].add_argument("launches", metavar="ID", nargs="+", help="of a launch")
+    for name in ("stop", "extend"):
+        add[name].add_argument("launches", metavar="ID", nargs="+", help="of a launch")
+    more_time(add["extend"])
     add_wait(add["events"], "follow it to its end, or only tell what has happened so far")
     add_wait(add["stop"], "return when the servers have stopped, or as soon as that is accepted")
     for name in ("launch", "list", "show", "events"):
@@ -151,6 +153,22 @@ def _command(
 def add_wait(parser: argparse.ArgumentParser, what: str) -> None:
     """Whether to wait."""
     parser.add_argument("--wait", action=argparse.BooleanOptionalAction, default=True, help=f"{what}; default: --wait")
+
+
+def more_time(parser: argparse.ArgumentParser) -> None:
+    """How much."""
+    parser.add_argument(
+        "--lifetime",
+        metavar="TIME",
+        type=lifetime,
+        required=True,
+        help="stop after so long from now: 90m, 2h; none: when somebody stops it, where the policy allows that",
+    )
+
+
+def lifetime(text: str) -> float | None:
+    """Seconds, or None for ``none``."""
+    return None if text == "none" else duration(text)
 
 
 def _launch(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from .client import LauncherClient
+from .client import Items, LauncherClient
 from .views import Event, Launch
 
 Result = TypeVar("Result")
@@ -84,19 +84,57 @@ class BlockingClient:
         """See `LauncherClient.stop`."""
         return self._wait(self._client.stop(launch, wait=wait))
 
+    def extend(self, launch: str, lifetime: float | None) -> Launch:
+        """See `LauncherClient.extend`."""
+        return self._wait(self._client.extend(launch, lifetime))
+
     def options(self, username: str | None = None, server_name: str = "") -> dict[str, Any]:
         """See `LauncherClient.options`."""
         return self._wait(self._client.options(username, server_name))
 
     def submit_batch(
-        self, launches: Iterable[dict[str, Any]], *, mode: str = "some", idempotency_key: str | None = None
+        self,
+        launches: Iterable[dict[str, Any]] | None = None,
+        *,
+        users: Iterable[str] | None = None,
+        group: str | None = None,
+        launch: dict[str, Any] | None = None,
+        stagger: float = 0,
+        mode: str = "some",
+        idempotency_key: str | None = None,
     ) -> dict[str, Any]:
         """See `LauncherClient.submit_batch`."""
-        return self._wait(self._client.submit_batch(launches, mode=mode, idempotency_key=idempotency_key))
+        return self._wait(
+            self._client.submit_batch(
+                launches,
+                users=users,
+                group=group,
+                launch=launch,
+                stagger=stagger,
+                mode=mode,
+                idempotency_key=idempotency_key,
+            )
+        )
+
+    def batches(self, *, most: int | None = None) -> Iterator[dict[str, Any]]:
+        """See `LauncherClient.batches`."""
+        return self._each(self._client.batches(most=most))
 
     def get_batch(self, batch: str) -> dict[str, Any]:
         """See `LauncherClient.get_batch`."""
         return self._wait(self._client.get_batch(batch))
+
+    def extend_batch(self, batch: str, lifetime: float | None) -> Items:
+        """See `LauncherClient.extend_batch`."""
+        return self._wait(self._client.extend_batch(batch, lifetime))
+
+    def stop_batch(self, batch: str) -> dict[str, Any] | None:
+        """See `LauncherClient.stop_batch`."""
+        return self._wait(self._client.stop_batch(batch))
+
+    def batch_events(self, batch: str, after: int = 0) -> Iterator[Event]:
+        """See `LauncherClient.batch_events`."""
+        return self._each(self._client.batch_events(batch, after))
 
     def past_events(self, launch: str) -> tuple[Event, ...]:
         """See `LauncherClient.past_events`."""

@@ -8,7 +8,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, TypeGuard
@@ -19,10 +19,11 @@ from pydantic import ValidationError
 
 from .. import errors, sse
 from ..errors import LauncherError, LaunchFailed, Temporary
-from ..records import FINAL
+from ..records import ACTIVE, FINAL
 from .settings import settings
 from .views import Event, Launch, Unreachable
 
+Items = list[dict[str, Any]]
 _SILENCE = 60
 """Seconds without a sign of life after which a stream counts as broken; the service gives one every 15."""
 _LONGEST_DELAY = 10
@@ -137,12 +138,18 @@ class LauncherClient:
 
         """
         query = {name: _text(value) for name, value in filters.items() if value is not None}
+        async with aclosing(self._pages("launches", query, most)) as items:
+            async for item in items:
+                yield _launch(item)
+
+    async def _pages(self, path: str, query: dict[str, str], most: int | None) -> AsyncGenerator[Any, None]:
+        """The items of a list, or that many of them."""
         left = most
         while left is None or left > 0:
             query["limit"] = str(min(left, 200) if left is not None else 200)
-            page = _object(await self._ask("GET", "launches", params=query), "items")
+            page = _object(await self._ask("GET", path, params=query), "items")
             for item in page["items"]:
-                yield _launch(item)
+                yield item
             if page.get("next") is None:
                 return
             query["cursor"] = page["next"]
@@ -153,6 +160,10 @@ class LauncherClient:
         answer = await self._ask("DELETE", _path(launch), params={"wait": wait} if wait else {}, longer=wait)
         return _launch(answer) if answer else None
 
+    async def extend(self, launch: str, lifetime: float | None) -> Launch:
+        """Have a server stopped so many seconds from now (from ready, if it is not yet), or None: by somebody."""
+        return _launch(await self._ask("PATCH", _path(launch), json={"lifetime": lifetime}))
+
     async def options(self, username: str | None = None, server_name: str = "") -> dict[str, Any]:
         """What may be asked, for this user's server; a user's own token needs no name for the default server."""
         query = {name: value for name, value in (("username", username), ("server_name", server_name)) if value}
@@ -161,16 +172,71 @@ class LauncherClient:
     # -- batches
 
     async def submit_batch(
-        self, launches: Iterable[dict[str, Any]], *, mode: str = "some", idempotency_key: str | None = None
+        self,
+        launches: Iterable[dict[str, Any]] | None = None,
+        *,
+        users: Iterable[str] | None = None,
+        group: str | None = None,
+        launch: dict[str, Any] | None = None,
+        stagger: float = 0,
+        mode: str = "some",
+        idempotency_key: str | None = None,
     ) -> dict[str, Any]:
-        """Ask for many servers at once: ``mode`` "all" takes all or none, "some" each by itself."""
+        """Ask for many servers at once: either ``launches``, or one ``launch`` for ``users`` and a ``group``.
+
+        Args:
+            launches: each as in ``POST launches``.
+            users: whose servers.
+            group: of JupyterHub's; its members get a server, too.
+            launch: what each of them gets: as in ``POST launches``, without ``username``.
+            stagger: seconds between the starts.
+            mode: "all" takes all or none, "some" each by itself.
+            idempotency_key: the same request with the same key is the same batch; default: a new one.
+
+        """
         headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
-        body = {"launches": list(launches), "mode": mode}
+        lists = {"launches": launches, "users": users}
+        body: dict[str, Any] = {name: list(value) for name, value in lists.items() if value is not None}
+        body |= {name: value for name, value in (("group", group), ("launch", launch)) if value is not None}
+        body |= {"stagger": stagger, "mode": mode}
         return _object(await self._ask("POST", "batches", json=body, headers=headers), "items")
 
+    async def batches(self, *, most: int | None = None) -> AsyncGenerator[dict[str, Any], None]:
+        """One's own batches, the newest first, each with the number of launches by state.
+
+        Args:
+            most: how many at most; None: all.
+
+        """
+        async with aclosing(self._pages("batches", {}, most)) as items:
+            async for item in items:
+                yield item
+
     async def get_batch(self, batch: str) -> dict[str, Any]:
-        """A batch, with its launches."""
-        return _object(await self._ask("GET", f"batches/{quote(batch, safe='')}"), "items")
+        """A batch: ``items`` has for each person the launch, what it is doing, or why it was not accepted."""
+        return _object(await self._ask("GET", _batch(batch)), "items")
+
+    async def extend_batch(self, batch: str, lifetime: float | None) -> Items:
+        """`extend` for all of a batch that have not ended: each ``launch``, and ``error`` if it could not be."""
+        answer = _object(await self._ask("PATCH", _batch(batch), json={"lifetime": lifetime}), "items")
+        found: Items = answer["items"]
+        return found
+
+    async def stop_batch(self, batch: str) -> dict[str, Any] | None:
+        """Stop all servers of a batch; None when all have ended, else the batch as it is."""
+        answer = await self._ask("DELETE", _batch(batch))
+        return _object(answer, "items") if answer else None
+
+    async def batch_events(self, batch: str, after: int = 0) -> AsyncGenerator[Event, None]:
+        """To which states the launches of a batch came after that event, and come, until all have ended."""
+
+        async def is_over() -> bool:
+            counts = (await self.get_batch(batch))["counts"]
+            return not any(counts.get(state) for state in ACTIVE)
+
+        async with aclosing(self._following(f"{_batch(batch)}/events", after, is_over)) as events:
+            async for event in events:
+                yield event
 
     # -- events
 
@@ -187,16 +253,28 @@ class LauncherClient:
             Unreachable: it broke, and could not be resumed within `patience` seconds.
 
         """
+
+        async def is_over() -> bool:
+            return (await self.get(launch)).final
+
+        async with aclosing(self._following(f"{_path(launch)}/events", after, is_over)) as events:
+            async for event in events:
+                yield event
+                if event.final:
+                    return
+
+    async def _following(
+        self, path: str, after: int, is_over: Callable[[], Awaitable[bool]]
+    ) -> AsyncGenerator[Event, None]:
+        """The events of a stream, resumed where it breaks, until nothing follows."""
         patience = _Patience(self._patience)
         while True:
             try:
-                async with aclosing(self._stream(f"{_path(launch)}/events", after, patience)) as events:
+                async with aclosing(self._stream(path, after, patience)) as events:
                     async for event in events:
                         after = event.id or after
                         yield event
-                        if event.final:
-                            return
-                if (await self.get(launch)).final:  # answered with nothing, or ended in good order: is there more?
+                if await is_over():  # answered with nothing, or ended in good order: is there more?
                     return
                 await patience.wait()
             except Temporary as error:
@@ -300,6 +378,10 @@ def _launch(fields: Any) -> Launch:
 
 def _path(launch: str) -> str:
     return f"launches/{quote(launch, safe='')}"
+
+
+def _batch(batch: str) -> str:
+    return f"batches/{quote(batch, safe='')}"
 
 
 def _text(value: Any) -> str:

@@ -37,12 +37,14 @@ class Launch(BaseModel):
     """In the queue; 1 is next."""
     estimate: float | None = None
     """Seconds until its turn, if that is known."""
+    not_before: datetime | None = None
+    """When it begins to wait for its turn, where that was put off."""
     created: datetime
     started: datetime | None = None
     ready: datetime | None = None
     ended: datetime | None = None
     lifetime: float | None = None
-    """Seconds."""
+    """Seconds from ready; None: until somebody stops it."""
     expires: datetime | None = None
     """When the server is stopped."""
     url: str | None = None
@@ -71,7 +73,7 @@ class Event:
     """Something that happened to a launch."""
 
     name: str
-    """A state, ``progress`` or ``warning``."""
+    """A state, ``progress``, ``warning`` or ``extended``."""
     data: dict[str, Any] = field(repr=False)
     """All that the service says of it."""
     id: int = 0

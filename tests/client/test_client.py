@@ -159,6 +159,30 @@ async def test_lists_are_read_to_their_end(client: LauncherClient, hub: FakeHub)
     assert len([launch async for launch in client.list(state=states)]) == 230
 
 
+async def test_a_class(client: LauncherClient, hub: FakeHub):
+    hub.users["bob"] = {"groups": ["course-1"]}
+    image = {"image": "image:1"}
+    batch = await client.submit_batch(users=["ada"], group="course-1", launch=image, stagger=0.1, mode="all")
+    assert [item["username"] for item in batch["items"]] == ["ada", "bob"]
+    second = await client.submit_batch([{"username": "eve", **image}])
+    assert [each["id"] async for each in client.batches()] == [second["id"], batch["id"]]
+    seen = []
+    async with aclosing(client.batch_events(batch["id"])) as events:
+        async for event in events:
+            seen.append((event.data["username"], event.name))
+            if {("ada", "ready"), ("bob", "ready")} <= set(seen):
+                break
+    items = await client.extend_batch(batch["id"], 7200)
+    assert [item["error"] for item in items] == [None, None]
+    longer = await client.extend(items[0]["launch"]["id"], None)
+    assert (longer.lifetime, longer.expires) == (None, None)
+    await client.stop_batch(batch["id"])
+    assert [event.name async for event in client.batch_events(batch["id"])][-1] == "stopped"
+    assert await client.stop_batch(batch["id"]) is None
+    found = await client.get_batch(batch["id"])
+    assert found["counts"] == {"stopped": 2, "refused": 0}
+
+
 async def test_the_same_key_is_the_same_launch(client: LauncherClient):
     request = {"username": "ada", "image": "image:1", "idempotency_key": "monday"}
     assert (await client.submit(**request)).id == (await client.submit(**request)).id
@@ -250,7 +274,13 @@ async def test_the_blocking_client_has_the_same_methods(service: Service):
         assert client.past_events(launch.id)[0].name == "queued"
         assert client.options("ada")["username"] == "ada"
         assert client.plan(username="bob", image="image:1")["decision"] == "start"
+        assert client.extend(launch.id, 60).lifetime is not None
         assert client.stop(launch.id, wait=10) is None
+        batch = client.submit_batch(users=["eve"], launch={"image": "image:1"})
+        assert [each["id"] for each in client.batches()] == [batch["id"]]
+        assert next(iter(client.batch_events(batch["id"]))).name == "queued"
+        assert [item["error"] for item in client.extend_batch(batch["id"], 60)] == [None]
+        client.stop_batch(batch["id"])
         with pytest.raises(NotFound):
             client.get("0123456789abcdef")
         for event in client.launch(username="bob", image="image:1"):
