@@ -57,6 +57,7 @@ client
 cli cli.names
 cli.parser cli.output
 cli.common
+cli.people
 cli.classes
 cli.commands
 app manager.app demo

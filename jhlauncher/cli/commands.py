@@ -15,7 +15,8 @@ import shtab
 from ..client import InvalidRequest, Launch, LauncherClient, LauncherError
 from ..client.settings import SettingsMissing
 from ..records import ACTIVE
-from . import classes
+from ..roster import TEMPLATE
+from . import classes, people
 from .common import (
     BROKEN_PIPE,
     DONE,
@@ -41,10 +42,13 @@ def run(arguments: list[str]) -> int:
         arguments: the command and what follows it.
 
     """
-    parser = build(classes.arguments)
+    parser = build(classes.arguments, people.arguments)
     args = parser.parse_args(arguments)
     if args.command == "completion":
         sys.stdout.write(shtab.complete(parser, args.shell))
+        return DONE
+    if args.command == "users template":
+        sys.stdout.write(TEMPLATE)
         return DONE
     output = Output(as_json=args.json, show_token=getattr(args, "show_token", False))
     try:
@@ -206,4 +210,5 @@ _COMMANDS: dict[str, Command] = {
     "logs": logs,
     "options": options,
     **classes.COMMANDS,
+    **people.COMMANDS,
 }

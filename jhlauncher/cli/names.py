@@ -12,6 +12,7 @@ COMMANDS = {
     "logs": "Print the log of a launch that failed.",
     "options": "Show what you may launch.",
     "batch": "Start a class, watch it, give it more time, stop it.",
+    "users": "Give people accounts from a roster, list them, remove them.",
     "completion": "Print a script that completes these commands in a shell.",
 }
 """What each does, in a line."""
@@ -23,6 +24,12 @@ NESTED = {
         "show": "Show what each person's server is doing.",
         "extend": "Give all servers of a class more time, from now on.",
         "stop": "Stop all servers of a class.",
+    },
+    "users": {
+        "import": "Give the people of a roster accounts; safe to repeat.",
+        "template": "Print a roster to fill in.",
+        "list": "List people with accounts.",
+        "remove": "Remove accounts, and stop their servers.",
     },
 }
 """Those that have commands of their own: ``jhlauncher batch start``."""

@@ -282,6 +282,38 @@ class Output:
         return None
 
     @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """One bar for many of a kind, told of each by an event with ``done`` and ``total``; nothing for programs."""
+        bar = Progress(
+            TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"),
+            console=self._err, transient=True, disable=self._json or not self._err.is_terminal,
+        )  # fmt: skip
+        with bar:
+            task = bar.add_task("", total=None)
+
+            def follow(event: Mapping[str, Any]) -> None:
+                said = escape(plain(event.get("said") or event.get("username") or ""))
+                bar.update(task, completed=event["done"], total=event["total"], description=said)
+
+            yield follow
+
+    def table(self, rows: Iterable[Mapping[str, object]], empty: str) -> None:
+        """Rows of a table, headed by their keys; or a note, if there are none and ``empty`` is not."""
+        table = None
+        for row in rows:
+            table = table or _table(*(name.upper() for name in row))
+            table.add_row(*(escape(plain(cell)) for cell in row.values()))
+        if table:
+            self._out.print(table)
+        elif empty:
+            self.note(empty)
+
+    @property
+    def for_programs(self) -> bool:
+        """Whether JSON is printed."""
+        return self._json
+
+    @contextmanager
     def class_progress(self, total: int) -> Iterator[Callable[[Mapping[str, int]], None]]:
         """One bar for a class that is waited for, told how many are in each state; lines where there is no terminal."""
         if not self._err.is_terminal:
@@ -361,6 +393,10 @@ class Output:
             if problem["problem"] in error["error"]:
                 continue
             self._err.print(f"  {escape(plain(problem['field']))}: {escape(plain(problem['problem']))}")
+        for row in details.get("rows", []):
+            self._err.print(
+                f"  row {row['row']} {escape(plain(row['said']))}: {escape(plain('; '.join(row['problems'])))}"
+            )
         for line in log_of(details):
             self._err.print(f"  [dim]{escape(plain(line))}[/]")
 

@@ -136,6 +136,26 @@ class BlockingClient:
         """See `LauncherClient.batch_events`."""
         return self._each(self._client.batch_events(batch, after))
 
+    def enrol(
+        self,
+        roster: bytes | Iterable[dict[str, Any]],
+        *,
+        mode: str = "all",
+        mail: str = "once",
+        dry_run: bool = False,
+        columns: dict[str, str] | None = None,
+    ) -> Iterator[Event]:
+        """See `LauncherClient.enrol`."""
+        return self._each(self._client.enrol(roster, mode=mode, mail=mail, dry_run=dry_run, columns=columns))
+
+    def remove_users(self, usernames: Iterable[str]) -> Iterator[Event]:
+        """See `LauncherClient.remove_users`."""
+        return self._each(self._client.remove_users(usernames))
+
+    def users(self, *, name: str = "", most: int | None = None) -> Iterator[dict[str, Any]]:
+        """See `LauncherClient.users`."""
+        return self._each(self._client.users(name=name, most=most))
+
     def past_events(self, launch: str) -> tuple[Event, ...]:
         """See `LauncherClient.past_events`."""
         return self._wait(self._client.past_events(launch))

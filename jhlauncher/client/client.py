@@ -238,6 +238,92 @@ class LauncherClient:
             async for event in events:
                 yield event
 
+    # -- people
+
+    async def enrol(
+        self,
+        roster: bytes | Iterable[dict[str, Any]],
+        *,
+        mode: str = "all",
+        mail: str = "once",
+        dry_run: bool = False,
+        columns: dict[str, str] | None = None,
+    ) -> AsyncGenerator[Event, None]:
+        """Give people accounts; an event "user" for each, as it happens, and "done" with all of them at the end.
+
+        Where it breaks, do it again: whoever has an account keeps it, and whoever had a mail gets no other.
+
+        Args:
+            roster: a CSV file, or people as objects: ``name``, ``username``, ``emails``, ``groups``, ``admin``.
+            mode: "all" does nothing if one row can't be used, "some" does what it can.
+            mail: "once" to those who have not had one, "again" to all, "no" to nobody.
+            dry_run: only say what would be done.
+            columns: of CSV, how columns are headed that are not headed as usual: ``{"name": "Studente"}``.
+
+        Raises:
+            CallerError: the roster can't be used, or the token may not do this; ``details["rows"]`` names bad rows.
+            Unreachable: it broke.
+
+        """
+        how = {"mode": mode, "mail": mail, "dry_run": dry_run}
+        if isinstance(roster, bytes):
+            query = {name: _text(value).lower() for name, value in how.items()}
+            named = ",".join(f"{what}:{heading}" for what, heading in (columns or {}).items())
+            sent: dict[str, Any] = {
+                "params": query | ({"columns": named} if named else {}),
+                "data": roster,
+                "headers": {"Content-Type": "text/csv"},
+            }
+        else:
+            sent = {"json": {"users": list(roster), **how}}
+        async with aclosing(self._told("POST", **sent)) as events:
+            async for event in events:
+                yield event
+
+    async def remove_users(self, usernames: Iterable[str]) -> AsyncGenerator[Event, None]:
+        """Remove people's accounts, and stop their servers; an event "user" for each, and "done" with all at the end.
+
+        Raises:
+            CallerError: the token may not do this.
+            Unreachable: it broke; do it again.
+
+        """
+        async with aclosing(self._told("DELETE", json={"usernames": list(usernames)})) as events:
+            async for event in events:
+                yield event
+
+    async def users(self, *, name: str = "", most: int | None = None) -> AsyncGenerator[dict[str, Any], None]:
+        """The users of the Hub that the token may see, and what is known of those who were enrolled.
+
+        Args:
+            name: a part of their user names.
+            most: how many at most; None: all.
+
+        """
+        query = {"name": name} if name else {}
+        left = most
+        while left is None or left > 0:
+            query["limit"] = str(min(left, 200) if left is not None else 200)
+            page = _object(await self._ask("GET", "users", params=query), "items")
+            for item in page["items"]:
+                yield item
+            if page.get("next") is None:
+                return
+            query["cursor"] = page["next"]
+            left = left and left - len(page["items"])
+
+    async def _told(self, method: str, **sent: Any) -> AsyncGenerator[Event, None]:
+        """What is done for each of many users."""
+        done = False
+        async with aclosing(self._stream("users", 0, _Patience(0), method, **sent)) as events:
+            async for event in events:
+                if event.name == "failed":
+                    raise errors.restored(event.data)
+                done = event.name == "done"
+                yield event
+        if not done:
+            raise Unreachable("The launcher's answer broke off. Do it again: what was done stays done.")
+
     # -- events
 
     async def past_events(self, launch: str) -> tuple[Event, ...]:
@@ -280,13 +366,16 @@ class LauncherClient:
             except Temporary as error:
                 await patience.wait(error)
 
-    async def _stream(self, path: str, after: int, patience: _Patience) -> AsyncGenerator[Event, None]:
+    async def _stream(
+        self, path: str, after: int, patience: _Patience, method: str = "GET", **sent: Any
+    ) -> AsyncGenerator[Event, None]:
         """One connection's events."""
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": str(after)} if after else {})}
+        headers |= sent.pop("headers", {})
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=_SILENCE)
         try:
-            async with self._open.get(
-                self.url + path, headers=headers, timeout=timeout, allow_redirects=False
+            async with self._open.request(
+                method, self.url + path, headers=headers, timeout=timeout, allow_redirects=False, **sent
             ) as response:
                 if response.status != 200:
                     await _answer(response)
