@@ -18,6 +18,7 @@ from typing import Any
 
 from jupyterhub.auth import Authenticator, PAMAuthenticator
 from jupyterhub.handlers.base import BaseHandler
+from sqlalchemy.orm import object_session
 from traitlets import Bool, Float, Int, List, Unicode, default
 from traitlets.config import Configurable
 
@@ -67,7 +68,7 @@ class SetsPasswords(Configurable):
 
     async def delete_user(self, user: Any) -> None:
         """Forget the password, too."""
-        passwords.forget(user.db, user.orm_user.id)
+        passwords.forget(*_row_of(user))
         await _awaited(super().delete_user(user))  # type: ignore[misc]
 
     def read_link(self, token: str) -> tuple[str, float]:
@@ -103,6 +104,14 @@ class BadLink(Exception):
 
 class PasswordNotSet(Exception):
     """A password could not be kept; the text is for the Hub's log."""
+
+
+def _row_of(user: Any) -> tuple[Any, int]:
+    """The Hub's database, and this user's number in it: the Hub itself sometimes has no more of them than their row."""
+    row = getattr(user, "orm_user", user)
+    db: Any = object_session(row)
+    passwords.make_table(db)  # users may come before the Hub has handlers
+    return db, row.id
 
 
 async def _awaited(result: Any) -> Any:
@@ -248,18 +257,18 @@ class LauncherPAMAuthenticator(SetsPasswords, PAMAuthenticator):  # type: ignore
 
         """
         await self._run([*self.useradd, "--", user.name])
-        passwords.keep(user.db, user.orm_user.id, "", issued=0)
+        passwords.keep(*_row_of(user), "", issued=0)
 
     async def delete_user(self, user: Any) -> None:
         """Remove the system account, if that is configured."""
-        ours = passwords.set_at(user.db, user.orm_user.id) is not None
+        ours = passwords.set_at(*_row_of(user)) is not None
         await super().delete_user(user)
         if ours and self.userdel:
             await self._run([*self.userdel, "--", user.name])
 
     async def store_password(self, user: Any, password: str) -> str:
         """As the system account's."""
-        if passwords.set_at(user.db, user.orm_user.id) is None:
+        if passwords.set_at(*_row_of(user)) is None:
             raise PasswordNotSet("its system account was not made by this Hub; set its password with passwd(1)")
         try:
             await self._run(["chpasswd"], f"{user.name}:{password}\n")

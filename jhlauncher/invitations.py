@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from dataclasses import dataclass
@@ -103,11 +104,18 @@ class InvitationRun:
         await self._connection.close()
 
     async def send(self, person: PersonRecord) -> Invited:
-        """Invite somebody, once: whoever is cut short in the middle leaves them as ``unknown``."""
+        """Invite somebody, once."""
         if not self._invitations.mailer.enabled or not person.emails:
             return Invited("none")
         if self._dead:
             return Invited("failed", self._dead)
+        delivery = asyncio.create_task(self._deliver(person), name=f"mail to {person.username}")
+        try:
+            return await asyncio.shield(delivery)
+        finally:  # who asked may have gone; what has begun comes to its end, so that it is known
+            await asyncio.wait([delivery])
+
+    async def _deliver(self, person: PersonRecord) -> Invited:
         if not await self._register.claim_mail(person.username, again=self._again):
             now = (await self._register.get([person.username])).get(person.username)
             return Invited("earlier") if now and now.mail == "sent" else Invited("unknown", _UNKNOWN)

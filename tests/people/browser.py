@@ -29,7 +29,7 @@ class Browser:
 
     async def fill(self, url: str, **fields: str) -> tuple[int, str, str]:
         """Open a page and send its form; where it shows none, as one might who has made a form for it."""
-        where = url.partition("?")[0]
+        where = url.partition("?token=")[0]
         _, page, _ = await self.get(url)
         if not XSRF.search(page):
             _, page, _ = await self.get(where.replace("set-password", "login"))
