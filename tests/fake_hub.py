@@ -101,6 +101,7 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.users: dict[str, dict[str, Any]] = {}
+        self.groups: set[str] = set()
         self.servers: dict[tuple[str, str], FakeServer] = {}
         self.tokens: dict[tuple[str, str], dict[str, Any]] = {}
         self.identities: dict[str, dict[str, Any]] = {}
@@ -139,7 +140,13 @@ class FakeHub:
 
     def identify(self, token: str, name: str, kind: str, *scopes: str, groups: tuple[str, ...] = ()) -> str:
         """Make a token known."""
-        self.identities[token] = {"name": name, "kind": kind, "groups": list(groups), "scopes": list(scopes)}
+        self.identities[token] = {
+            "name": name,
+            "kind": kind,
+            "groups": list(groups),
+            "scopes": list(scopes),
+            "admin": False,
+        }
         if kind == "user":
             self.users.setdefault(name, {"groups": list(groups)})
         return token
@@ -155,6 +162,8 @@ class FakeHub:
             (r"/hub/api/oauth2/token", _Codes),
             (r"/hub/api/users", _Users),
             (r"/hub/api/users/([^/]+)", _User),
+            (r"/hub/api/groups/([^/]+)", _Group),
+            (r"/hub/api/groups/([^/]+)/users", _GroupUsers),
             (r"/hub/api/users/([^/]+)/tokens", _Tokens),
             (r"/hub/api/users/([^/]+)/tokens/([^/]+)", _Token),
             (r"/hub/api/users/([^/]+)/servers?/?([^/]*)/progress", _Progress),
@@ -241,14 +250,15 @@ class _Users(_Handler):
         self.reply(200, {"items": items, "_pagination": {"next": {"offset": end} if end < len(names) else None}})
 
     def post(self) -> None:
-        (name,) = self.json["usernames"]
-        name = self.hub.rename(name)
-        if name.startswith("invalid"):
-            raise HTTPError(400, f"Invalid username: {name}")
-        if name in self.hub.users:
-            raise HTTPError(409, "All 1 users already exist")
-        self.hub.users[name] = {"groups": []}
-        self.reply(201, [{"name": name}])
+        names = [self.hub.rename(name) for name in self.json["usernames"]]
+        for name in names:
+            if name.startswith("invalid"):
+                raise HTTPError(400, f"Invalid username: {name}")
+        new = [name for name in names if name not in self.hub.users]
+        if not new:
+            raise HTTPError(409, f"All {len(names)} users already exist")
+        self.hub.users |= {name: {"groups": []} for name in new}
+        self.reply(201, [{"name": name} for name in new])
 
 
 def user_model(hub: FakeHub, name: str) -> dict[str, Any]:
@@ -261,6 +271,29 @@ class _User(_Handler):
         if name not in self.hub.users:
             raise HTTPError(404)
         self.reply(200, user_model(self.hub, name))
+
+    def delete(self, name: str) -> None:
+        if self.hub.users.pop(name, None) is None:
+            raise HTTPError(404)
+        self.reply(204)
+
+
+class _Group(_Handler):
+    def get(self, name: str) -> None:
+        if name not in self.hub.groups:
+            raise HTTPError(404)
+        self.reply(200, {"name": name})
+
+    def post(self, name: str) -> None:
+        self.hub.groups.add(name)
+        self.reply(201, {"name": name})
+
+
+class _GroupUsers(_Handler):
+    def post(self, name: str) -> None:
+        for user in self.json["users"]:
+            self.hub.users[user]["groups"].append(name)
+        self.reply(200, {"name": name})
 
 
 class _Server(_Handler):

@@ -35,7 +35,7 @@ def test_every_route_is_described():
 @pytest.mark.asyncio
 async def test_schemathesis(hub: FakeHub, tmp_path: Path):
     """No 500, no status that is not documented, no answer that breaks its schema."""
-    hub.identities[PLATFORM_TOKEN]["scopes"].append("read:metrics")
+    hub.identities[PLATFORM_TOKEN]["scopes"] += ["read:metrics", "groups", "admin:groups", "delete:users"]
     async with running_service(hub, Launcher={"start_timeout": 5}) as service:
         command = [
             *(str(Path(sys.executable).parent / "schemathesis"), "run", f"{service.url}openapi.json"),

@@ -10,8 +10,10 @@ from pydantic.json_schema import models_json_schema
 
 from .._version import __version__
 from ..models import BatchRequest, ExtendRequest, LaunchRequest, ServerQuery
+from ..roster import EnrolRequest, RemoveRequest
 from .batches import BatchesQuery
 from .launches import AllEventsQuery, EventsQuery, ListQuery, SubmitQuery, WaitQuery
+from .users import CSV, CsvQuery, EnrolView, RemoveView, UserList, UsersQuery
 from .views import (
     BatchList,
     BatchView,
@@ -50,10 +52,10 @@ _KEY = {
     "description": "The same caller's request with the same key is done once.",
 }
 _LAST = {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"}}
-_REQUESTS: list[type[BaseModel]] = [LaunchRequest, BatchRequest, ExtendRequest]
+_REQUESTS: list[type[BaseModel]] = [LaunchRequest, BatchRequest, ExtendRequest, EnrolRequest, RemoveRequest]
 _ANSWERS: list[type[BaseModel]] = [
-    BatchList, BatchView, ContainerView, ErrorView, EventList, ExtendedList, HealthView, LaunchList, LaunchView,
-    OptionsView, PlanView, ReadyView, StatusView, TemplateView,
+    BatchList, BatchView, ContainerView, EnrolView, ErrorView, EventList, ExtendedList, HealthView, LaunchList,
+    LaunchView, OptionsView, PlanView, ReadyView, RemoveView, StatusView, TemplateView, UserList,
 ]  # fmt: skip
 
 
@@ -167,6 +169,17 @@ def _paths() -> Json:
                 400, query=ServerQuery,
             ),
         },
+        "/users": {
+            "get": _operation("List people with accounts", UserList, 400, query=UsersQuery),
+            "post": _operation(
+                "Give people accounts, from a roster of JSON or CSV", {200: ("text/event-stream", _ref(EnrolView))},
+                400, 409, 500, query=CsvQuery, body=EnrolRequest, also_csv=True,
+            ),
+            "delete": _operation(
+                "Remove people's accounts", {200: ("text/event-stream", _ref(RemoveView))}, 400, 500,
+                body=RemoveRequest,
+            ),
+        },
         "/metrics": {"get": _operation("For Prometheus; needs read:metrics", {200: "text/plain"})},
         "/health": {"get": _operation("Whether this process is alive", HealthView, public=True)},
         "/ready": {
@@ -186,6 +199,7 @@ def _operation(
     parameters: list[Json] | None = None,
     body: type[BaseModel] | None = None,
     public: bool = False,
+    also_csv: bool = False,
 ) -> Json:
     """One operation.
 
@@ -198,6 +212,7 @@ def _operation(
         parameters: further ones.
         body: the model of the body.
         public: whether it is open to all.
+        also_csv: whether the body may be a CSV file, which alone has a query.
 
     """
     if not isinstance(answers, dict):
@@ -209,6 +224,8 @@ def _operation(
     operation["parameters"] = [*(parameters or []), *(_query(query) if query else [])]
     if body:
         operation["requestBody"] = {"required": True, **_json(_ref(body))}
+    if also_csv:
+        operation["requestBody"]["content"][CSV] = {"schema": {"type": "string"}}
     if public:
         operation["security"] = []
     return operation
