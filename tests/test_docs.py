@@ -62,12 +62,14 @@ def test_commands_of_the_readme_exist():
 def configurables() -> list[Any]:
     """Every class that people configure."""
     from jhlauncher.app import LauncherApp
+    from jhlauncher.authenticators import LauncherPAMAuthenticator, LauncherPasswordAuthenticator
     from jhlauncher.engines import ENGINES
     from jhlauncher.manager.app import ManagerApp
     from jhlauncher.spawner import LauncherSpawnerMixin
 
     spawners = [import_item(path) for path in ENGINES.values()]
-    return [LauncherApp, *LauncherApp.classes, ManagerApp, *ManagerApp.classes, LauncherSpawnerMixin, *spawners]
+    return [LauncherApp, *LauncherApp.classes, ManagerApp, *ManagerApp.classes, LauncherSpawnerMixin, *spawners,
+            LauncherPasswordAuthenticator, LauncherPAMAuthenticator]
 
 
 def test_settings_named_in_the_docs_exist():
