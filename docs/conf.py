@@ -22,7 +22,7 @@ extensions = [
 exclude_patterns = ["_build"]
 templates_path = ["_templates"]
 nitpicky = True
-nitpick_ignore = [("py:class", "os.PathLike")]  # Python's own
+nitpick_ignore = [("py:class", "os.PathLike"), ("py:class", "collections.abc.Iterable")]  # Python's own
 default_role = "code"  # as docstrings and traits' help have it
 highlight_language = "text"
 
