@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from .errors import Forbidden
+from .errors import Forbidden, InvalidRequest
 from .hub import Hub
 from .models import Caller, LaunchRequest
 from .records import LaunchRecord, name_of
@@ -145,6 +145,24 @@ class Access:
                 details={"needs": f"{READ[0]}!group={group}"},
             )
         return await self._hub.members(frozenset({group}))
+
+    async def people(self, caller: Caller, group: str) -> list[str]:
+        """The members of a group that is not to be empty, in order.
+
+        Raises:
+            Forbidden: the caller's scopes do not reach this group.
+            InvalidRequest: nobody is in it.
+
+        """
+        members = sorted(await self.members(caller, group))
+        if not members:
+            problem = f"JupyterHub has no group {group}, or nobody is in it"
+            raise InvalidRequest(
+                f"The request is not valid. group: {problem}",
+                reason="group_empty",
+                details={"fields": [{"field": "group", "problem": problem}]},
+            )
+        return members
 
 
 def out_of_reach(user: str, server: str, scopes: tuple[str, ...]) -> Forbidden:

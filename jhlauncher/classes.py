@@ -100,18 +100,13 @@ class Classes:
         """The launches that a request stands for."""
         if request.launch is None:
             return request.launches or []
-        members = await self._members(caller, request.group) if request.group is not None else []
+        members = await self._access.people(caller, request.group) if request.group is not None else []
         people = list(dict.fromkeys([*(request.users or []), *members]))
         if len(people) > MAX_BATCH:
             problem = f"{len(people)} people are more than the {MAX_BATCH} of a batch"
-            raise _invalid("group", problem, "invalid_request")
+            fields = [{"field": "group", "problem": problem}]
+            raise InvalidRequest(f"The request is not valid. group: {problem}", details={"fields": fields})
         return [_for(user, request.launch) for user in people]
-
-    async def _members(self, caller: Caller, group: str) -> list[str]:
-        members = sorted(await self._access.members(caller, group))
-        if not members:
-            raise _invalid("group", f"JupyterHub has no group {group}, or nobody is in it", "group_empty")
-        return members
 
     # -- telling
 
@@ -239,8 +234,3 @@ def _for(user: str, launch: SharedLaunch) -> LaunchRequest:
     """What this user gets."""
     asked = {name: getattr(launch, name) for name in launch.model_fields_set}
     return LaunchRequest(username=user, **asked)
-
-
-def _invalid(field: str, problem: str, reason: str) -> InvalidRequest:
-    fields = [{"field": field, "problem": problem}]
-    return InvalidRequest(f"The request is not valid. {field}: {problem}", reason=reason, details={"fields": fields})

@@ -412,6 +412,16 @@ class ServerQuery(Model):
     server_name: ServerName = ""
 
 
+class AboutQuery(Model):
+    """The query of ``GET options`` and ``GET templates``; a user's own token needs none."""
+
+    username: UserName | None = None
+    """Whose server it would be."""
+    group: GroupName | None = None
+    """Instead: a class, for whose first member it is told."""
+    server_name: ServerName = ""
+
+
 Phase = Literal["queued", "starting", "scheduling", "pulling", "creating", "waiting", "ready", "failed"]
 """Where a start is: waiting for its turn, taken up, looking for a machine, fetching the image, making volumes and
 container, waiting for the server to answer; the last two are its end. An engine passes through those that it has."""

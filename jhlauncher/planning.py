@@ -10,7 +10,6 @@ from .errors import InvalidRequest, PolicyDenied
 from .feed import Feed
 from .models import Caller, LaunchRequest
 from .policy import Decision, Policy
-from .queries import in_use
 from .records import LaunchRecord, Limit
 from .rules import Rule, Template
 from .signing import Signer
@@ -104,16 +103,16 @@ class Planner:
 
     async def _limits(self, limits: list[Limit]) -> list[dict[str, Any]]:
         """Limits, with what is used of each."""
-        used = await self._store.usage({limit.key for limit in limits})
+        used = await self._store.used(limits)
         return [
             {
                 "key": limit.key,
                 "resource": limit.resource,
                 "most": limit.most,
-                "used": in_use(limit, used),
+                "used": amount,
                 "when_full": "queue" if limit.wait else "refuse",
             }
-            for limit in limits
+            for limit, amount in zip(limits, used, strict=True)
         ]
 
     def _record(self, caller: Caller, request: LaunchRequest, user: str, decision: Decision) -> LaunchRecord:

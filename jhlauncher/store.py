@@ -516,9 +516,18 @@ class Store(LoggingConfigurable):
         """How many launches are starting."""
         return await self.database.read(queries.starting)
 
-    async def usage(self, of: set[str]) -> queries.Usage:
-        """What starts and runs, by key: servers, cpu, memory, gpu."""
-        return await self.database.read(lambda connection: queries.usage(connection, of, queries.RUNNING))
+    async def used(self, limits: Sequence[Limit]) -> list[float]:
+        """What is used of each: by what starts and runs; by what waits, too, where no launch may wait for room."""
+
+        def work(connection: sa.Connection) -> list[float]:
+            states = {True: queries.RUNNING, False: ACTIVE}
+            used = {
+                wait: queries.usage(connection, {limit.key for limit in limits if limit.wait == wait}, counted)
+                for wait, counted in states.items()
+            }
+            return [queries.in_use(limit, used[limit.wait]) for limit in limits]
+
+        return await self.database.read(work)
 
     # -- time
 

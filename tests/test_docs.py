@@ -68,8 +68,9 @@ def configurables() -> list[Any]:
     from jhlauncher.spawner import LauncherSpawnerMixin
 
     spawners = [import_item(path) for path in ENGINES.values()]
-    return [LauncherApp, *LauncherApp.classes, ManagerApp, *ManagerApp.classes, LauncherSpawnerMixin, *spawners,
-            LauncherPasswordAuthenticator, LauncherPAMAuthenticator]
+    authenticators = [LauncherPasswordAuthenticator, LauncherPAMAuthenticator]
+    services = [LauncherApp, *LauncherApp.classes, ManagerApp, *ManagerApp.classes]
+    return [*services, LauncherSpawnerMixin, *spawners, *authenticators]
 
 
 def test_settings_named_in_the_docs_exist():

@@ -56,6 +56,7 @@ ELSEWHERE = {
     "export TOKEN=$(kubectl": "kubectl's own",
     "helm": "the chart is on the internet; tests/deployments/test_values.py runs what the values have",
     "python3 -m venv /opt/jhlauncher": "no systemd runs here; tests/deployments/test_one_host.py checks the unit",
+    "jhlauncher batch start --group": "needs a group; tests/cli/test_classes.py has one",
     "jhlauncher check --hub-config": "tests/operations/test_check.py",
     '(umask 077; echo "$TOKEN"': "tests/operations/test_orphans.py",
     "export CONFIG_PATH=/etc/jhlauncher/config.json": "tests/manager/test_settings.py starts it with these variables",

@@ -17,7 +17,7 @@ from .names import COMMANDS, NESTED
 EXIT_CODES = """\
 exit status:
   0    done
-  1    the launch failed, or was ended before it was ready
+  1    the launch failed, or was ended before it was ready; of a class: one of them
   2    the command line or the settings are wrong, or there is nothing to print
   3    the launcher refuses it
   4    the launcher does not answer, or could not do it

@@ -6,7 +6,8 @@ import fnmatch
 import re
 from typing import Any
 
-from ..models import LaunchRequest, ServerQuery
+from ..errors import InvalidRequest
+from ..models import AboutQuery, LaunchRequest, ServerQuery
 from ..planning import Options
 from ..rules import Rule, Template, any_match
 from .callers import HubHandler
@@ -15,12 +16,23 @@ from .views import LimitView, OptionsView, TemplateView
 
 
 class _AboutCaller(HubHandler):
+    members: list[str] | None = None
+    """Of the group that was asked for."""
+
     async def _options(self) -> tuple[ServerQuery, Options]:
         """For the server in the query; for a user without one, their own default server."""
-        if self.caller.kind == "user" and not self.request.query:
-            query = ServerQuery(username=self.caller.name)
-        else:
-            query = self.query(ServerQuery)
+        asked = self.query(AboutQuery)
+        username = asked.username
+        if asked.group is not None and username is None:
+            self.members = await self.services.parts.access.people(self.caller, asked.group)
+            username = self.members[0]
+        elif username is None and self.caller.kind == "user" and not self.request.query:
+            username = self.caller.name
+        if username is None:
+            problem = "required field is missing"
+            fields = [{"field": "username", "problem": problem}]
+            raise InvalidRequest(f"The request is not valid. username: {problem}", details={"fields": fields})
+        query = ServerQuery(username=username, server_name=asked.server_name)
         return query, await self.services.parts.planner.options(self.caller, query.username, query.server_name)
 
 
@@ -33,6 +45,7 @@ class OptionsHandler(_AboutCaller):
         view = OptionsView(
             username=query.username,
             server_name=query.server_name,
+            members=self.members,
             rule=options.rule.name,
             request=request_schema(options.rule, query.username, sorted(options.templates)),
             templates={name: template_view(template) for name, template in options.templates.items()},

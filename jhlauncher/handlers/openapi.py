@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from .._version import __version__
-from ..models import BatchRequest, ExtendRequest, LaunchRequest, ServerQuery
+from ..models import AboutQuery, BatchRequest, ExtendRequest, LaunchRequest, ServerQuery
 from ..roster import EnrolRequest, RemoveRequest
 from .batches import BatchesQuery
 from .launches import AllEventsQuery, EventsQuery, ListQuery, SubmitQuery, WaitQuery
@@ -162,11 +162,11 @@ def _paths() -> Json:
             "get": _operation("Tell about a server", StatusView, 400, 500, query=ServerQuery),
             "delete": _operation("Stop a server", {200: None}, 400, 500, query=ServerQuery),
         },
-        "/options": {"get": _operation("What the caller may ask for", OptionsView, 400, query=ServerQuery)},
+        "/options": {"get": _operation("What the caller may ask for", OptionsView, 400, query=AboutQuery)},
         "/templates": {
             "get": _operation(
                 "Named specs to start from", {200: {"type": "object", "additionalProperties": _ref(TemplateView)}},
-                400, query=ServerQuery,
+                400, query=AboutQuery,
             ),
         },
         "/users": {

@@ -164,7 +164,7 @@ class LimitView(BaseModel):
     resource: Literal["servers", "cpu", "memory", "gpu"]
     most: float
     used: float
-    """By what starts and runs now."""
+    """By what starts and runs now; where it says ``refuse``, by what waits, too."""
     when_full: Literal["queue", "refuse"]
 
 
@@ -186,6 +186,8 @@ class OptionsView(BaseModel):
     """What a caller may ask for."""
 
     username: str
+    members: list[str] | None
+    """Of the group that was asked for, of whom this is the first."""
     server_name: str
     rule: str
     request: dict[str, Any]

@@ -1,7 +1,7 @@
 // The form to start a server: made from `options`, so that it offers what this person may ask, and checked with a dry run
 // while it is filled in, so that it says why something would be refused.
 
-import { ask, others, page } from "./api.js";
+import { ask, groups, others, page } from "./api.js";
 import { announce, fill, h, login, unique } from "./dom.js";
 import { duration, many, size } from "./format.js";
 
@@ -30,6 +30,12 @@ function field(name, label, control, hint) {
 const input = (attributes) => h("input", { class: "form-control", autocomplete: "off", ...attributes });
 const select = (options) => h("select", { class: "form-select" }, options.map(([value, text]) => h("option", { value }, text)));
 
+/** Whom a limit is for: "ada", "group course-1", "all together". */
+function whose(key) {
+  const [kind, name] = [key.split(":")[0], key.slice(key.indexOf(":") + 1)];
+  return { user: name, group: `group ${name}` }[kind] || "all together";
+}
+
 export class LaunchForm {
   /**
    * `started(launch)` and `startedMany(batch)` are told what the launcher has accepted; `link` has what a launch link
@@ -51,24 +57,25 @@ export class LaunchForm {
   }
 
   /** Ask what may be started, for whom it is now, and show the form. */
-  async load(user = this.link.get("username") || page.user) {
+  async load(user = this.link.get("username") || page.user, group = "") {
     this.asking?.abort();
     this.asking = new AbortController();
     this.root.setAttribute("aria-busy", "true");
     const server = this.link.get("server_name") || "";
-    const query = new URLSearchParams({ username: user, ...(server ? { server_name: server } : {}) });
+    const query = new URLSearchParams({ ...(group ? { group } : { username: user }), ...(server ? { server_name: server } : {}) });
     try {
       this.options = await ask("GET", `options?${query}`, { signal: this.asking.signal });
-      this.show(user);
+      this.members = this.options.members || [];
+      this.show(this.options.username);
     } catch (error) {
       if (error.name === "AbortError") return;
-      this.showRefusal(error, user);
+      this.showRefusal(error, user, group);
     }
     this.root.removeAttribute("aria-busy");
   }
 
-  showRefusal(error, user) {
-    const again = error.loggedOut ? login() : h("button", { class: "btn btn-outline-contrast", type: "button", onclick: () => this.load(user) }, "Try again");
+  showRefusal(error, user, group) {
+    const again = error.loggedOut ? login() : h("button", { class: "btn btn-outline-contrast", type: "button", onclick: () => this.load(user, group) }, "Try again");
     const said = h("div", { class: "alert alert-warning", role: "alert" }, h("p", {}, error.message), again);
     if (this.form.isConnected) {
       this.say(said); // who else it might be for is still to be said
@@ -115,14 +122,25 @@ export class LaunchForm {
     const one = input({ value: user, required: true });
     one.addEventListener("change", () => this.load(one.value.trim() || page.user));
     const names = h("textarea", { class: "form-control", rows: "4", placeholder: "ada\ngrace\nalan" });
-    names.addEventListener("change", () => this.load(this.names()[0] || page.user));
+    const anybody = "everybody" in page;
+    const group = anybody ? input({ spellcheck: "false" }) : select([["", "no group"], ...groups.map((name) => [name, name])]);
     this.class = h("input", { type: "checkbox", class: "form-check-input", name: "class", id: unique("class") });
-    this.class.addEventListener("change", () => this.changed(0));
+    const stagger = input({ type: "number", min: 0, max: 600, step: "any", inputmode: "decimal" });
+    for (const control of [group, names]) control.addEventListener("change", () => this.loadForAll());
+    this.class.addEventListener("change", () => (this.names().length ? this.loadForAll() : this.changed(0)));
     return [
       h("div", { class: "form-check mb-2" }, this.class, h("label", { class: "form-check-label", for: this.class.id }, "For a class")),
       field("username", "Whose server", one),
+      (anybody || groups.length > 0) && field("group", "Everybody in the group", group),
       field("names", "For these people", names, "One name a line; each gets the same."),
+      field("stagger", "Seconds between two starts", stagger, "Empty: all at once."),
     ];
+  }
+
+  /** Ask what may be started for those who are named now. */
+  loadForAll() {
+    if (!this.forClass) return this.load(this.value("username") || page.user);
+    return this.load(this.typed()[0] || page.user, this.value("group"));
   }
 
   what(properties, templates) {
@@ -255,8 +273,8 @@ export class LaunchForm {
         h(
           "li",
           {},
-          h("span", {}, `${limit.key}: ${shown(limit, limit.used)} of ${shown(limit, limit.most)} ${limit.resource} in use`),
-          h("meter", { min: 0, max: limit.most || 1, value: limit.used, "aria-label": `${limit.resource} of ${limit.key}` }),
+          h("span", {}, `${whose(limit.key)}: ${shown(limit, limit.used)} of ${shown(limit, limit.most)} ${limit.resource} in use`),
+          h("meter", { min: 0, max: limit.most || 1, value: limit.used, "aria-label": `${limit.resource} of ${whose(limit.key)}` }),
         ),
       ),
     );
@@ -279,8 +297,14 @@ export class LaunchForm {
     return control ? control.value.trim() : "";
   }
 
-  names() {
+  /** Who is named one by one. */
+  typed() {
     return [...new Set(this.value("names").split(/[\n,;]/).map((name) => name.trim()).filter(Boolean))];
+  }
+
+  /** All who are meant: members of the group, too. */
+  names() {
+    return [...new Set([...this.typed(), ...(this.value("group") ? this.members : [])])];
   }
 
   get forClass() {
@@ -288,7 +312,7 @@ export class LaunchForm {
   }
 
   values() {
-    const names = ["template", "image", "server_name", "cpu", "memory", "gpu", "lifetime", "lifetime_unit", "names"];
+    const names = ["template", "image", "server_name", "cpu", "memory", "gpu", "lifetime", "lifetime_unit", "group", "names", "stagger"];
     return { ...Object.fromEntries(names.map((name) => [name, this.value(name)])), class: this.forClass ? "1" : "" };
   }
 
@@ -356,7 +380,7 @@ export class LaunchForm {
       if (element) element.hidden = !whether;
     };
     shown("username", !this.forClass);
-    shown("names", this.forClass);
+    for (const name of ["group", "names", "stagger"]) shown(name, this.forClass);
     shown("image", !this.value("template"));
     if (!this.nothing) this.button.textContent = this.forClass ? `Start ${many(this.names().length, "server")}` : "Start";
   }
@@ -369,7 +393,7 @@ export class LaunchForm {
     this.mark([]);
     const wrong = [...this.form.elements].find((control) => control.willValidate && !control.validity.valid && control.value && !control.closest("[hidden]"));
     if (wrong) return this.refuse({ message: wrong.validationMessage, details: { fields: [{ field: wrong.name, problem: wrong.validationMessage }] } });
-    if (!username) return this.ready("Name the people, one a line.", false);
+    if (!username) return this.ready(groups.length || "everybody" in page ? "Choose a group, or name the people, one a line." : "Name the people, one a line.", false);
     if (!this.value("template") && !this.value("image")) return this.ready("Choose what to start.", false);
     try {
       const plan = await this.preview(username, this.checking.signal);
@@ -472,12 +496,17 @@ export class LaunchForm {
 
   async send() {
     const one = { username: this.value("username") || page.user, ...this.body() };
-    const body = this.forClass ? { launches: this.names().map((username) => ({ ...one, username })) } : one;
+    const body = this.forClass ? this.classBody() : one;
     const headers = { "Idempotency-Key": this.keyFor(JSON.stringify(body)) };
     if (this.forClass) this.startedMany(await ask("POST", "batches", { body, headers }));
     else this.started(await ask("POST", "launches", { body, headers }));
     this.sent = null;
-    announce(this.forClass ? `${many(body.launches.length, "server")} asked for.` : "The launch was accepted.");
+    announce(this.forClass ? `${many(this.names().length, "server")} asked for.` : "The launch was accepted.");
+  }
+
+  classBody() {
+    const [group, users, stagger] = [this.value("group"), this.typed(), Number(this.value("stagger"))];
+    return { ...(group ? { group } : {}), ...(users.length ? { users } : {}), ...(stagger ? { stagger } : {}), launch: this.body() };
   }
 
   /** The same key for the same content, until it is known what became of it: a second try is the same launch. */

@@ -2,17 +2,24 @@
 
 import { ask } from "./api.js";
 import { announce, confirmed, fill, h, unique } from "./dom.js";
+import { extend } from "./extend.js";
 import { clock, duration } from "./format.js";
 
 export const WAITING = ["queued", "starting"];
 export const ACTIVE = [...WAITING, "ready"];
-const LOOK = { queued: "secondary", starting: "info", ready: "success", failed: "danger", cancelled: "secondary", stopped: "secondary", expired: "warning" };
+export const LOOK = { queued: "secondary", starting: "info", ready: "success", failed: "danger", cancelled: "secondary", stopped: "secondary", expired: "warning" };
 const HINT = { stopped: "It ran, and has been stopped.", cancelled: "It was ended before it was ready.", expired: "Its time was over." };
 
 /** "ada" for the default server, "ada / analysis" for a named one; without the user where that is clear. */
 export function title(launch, user) {
   const server = launch.server_name || "Default server";
   return launch.username === user ? server : `${launch.username}${launch.server_name ? ` / ${launch.server_name}` : ""}`;
+}
+
+/** When its start was put off to, while that is still to come; "" else. */
+export function putOff(launch) {
+  const { not_before: time } = launch;
+  return launch.state === "queued" && time && new Date(time) > Date.now() ? `Starts at ${clock(time)}` : "";
 }
 
 export class LaunchRow {
@@ -131,7 +138,8 @@ export class LaunchRow {
   }
 
   waiting() {
-    if (this.message && !this.position) return this.message;
+    if (putOff(this.launch)) return putOff(this.launch);
+    if (this.message && !this.position && !this.launch.not_before) return this.message;
     const estimate = this.estimate ? `, about ${duration(this.estimate)}` : "";
     return this.position ? `Waiting at position ${this.position}${estimate}` : "Waiting for its turn";
   }
@@ -144,7 +152,7 @@ export class LaunchRow {
 
   showActions() {
     const { launch } = this;
-    const shape = `${launch.state} ${launch.url} ${launch.ended_by}`;
+    const shape = `${launch.state} ${launch.url} ${launch.ended_by} ${Boolean(launch.expires)}`;
     if (shape === this.shape) return; // a button that has the focus keeps it
     this.shape = shape;
     const button = (text, look, action) => h("button", { class: `btn btn-sm btn-${look}`, type: "button", onclick: action, "aria-describedby": this.name.id }, text);
@@ -154,6 +162,7 @@ export class LaunchRow {
       this.actions,
       launch.url && h("a", { class: "btn btn-sm btn-primary", href: launch.url, target: "_blank", rel: "noopener", "aria-describedby": this.name.id }, "Open"),
       launch.url && button("Copy link", "outline-contrast", (event) => this.copy(event)),
+      launch.expires && !launch.ended_by && button("Extend", "outline-contrast", () => this.extend()),
       this.active && !launch.ended_by && button(stop, "outline-danger", () => this.stop()),
       !this.active && this.again && button("Use these settings again", "outline-contrast", () => this.again(launch)),
     );
@@ -163,6 +172,7 @@ export class LaunchRow {
   /** Show how long it still has; called from time to time. */
   tick() {
     const { launch } = this;
+    if (launch.state === "queued" && launch.not_before) this.showSaid();
     if (launch.state !== "ready") return;
     this.said.textContent = launch.expires ? `Stops by itself in ${duration((new Date(launch.expires) - Date.now()) / 1000)}` : `Ready since ${clock(launch.ready)}`;
   }
@@ -196,6 +206,21 @@ export class LaunchRow {
     }
   }
 
+  async extend() {
+    try {
+      const launch = await extend(`launches/${this.launch.id}`, `More time for ${title(this.launch, this.user)}`);
+      if (launch) this.update(launch);
+    } catch (error) {
+      this.complain(error);
+    }
+  }
+
+  complain(error) {
+    this.said.hidden = false;
+    this.said.textContent = error.message;
+    announce(error.message);
+  }
+
   async stop() {
     if (this.launch.state === "ready" && !(await confirmed(`Stop ${title(this.launch, this.user)}? Unsaved work will be lost.`, "Stop it"))) return;
     await this.end();
@@ -208,9 +233,7 @@ export class LaunchRow {
       if (launch && this.active) this.update(launch);
       return true;
     } catch (error) {
-      this.said.hidden = false;
-      this.said.textContent = error.message;
-      announce(error.message);
+      this.complain(error);
       return false;
     }
   }

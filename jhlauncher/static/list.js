@@ -88,6 +88,7 @@ export class LaunchList {
     if (this.meanwhile) return this.meanwhile.push([name, data]);
     if (data.launch) this.put(data.launch);
     this.rows.get(data.id)?.tell(name, data);
+    for (const card of this.batches.values()) card?.tell(name, data);
   }
 
   /** Look at all launches anew; what happens meanwhile is newer, and told after it. */
@@ -189,7 +190,7 @@ export class LaunchList {
   /** Show the class that a launch belongs to, if its bar may be seen. */
   follows(launch) {
     const card = this.batches.get(launch.batch);
-    if (card) card.update(launch.id, launch.state);
+    if (card) card.update(launch);
     else if (card === undefined && ACTIVE.includes(launch.state)) {
       this.batches.set(launch.batch, null);
       this.lookAtBatch(launch.batch);
@@ -210,7 +211,7 @@ export class LaunchList {
     if (card) return card.look(batch);
     card = new BatchCard(batch);
     this.batches.set(batch.id, card);
-    for (const { launch } of this.rows.values()) card.update(launch.id, launch.state);
+    for (const { launch } of this.rows.values()) card.update(launch);
     this.batchRoot.prepend(card.element);
   }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.async_api import Page, expect
 
@@ -68,6 +70,65 @@ async def test_a_class_with_somebody_else_s_pupil(visit: Visit):
     await batch.get_by_role("button", name="Stop all").click()
     await page.get_by_role("dialog").get_by_role("button", name="Stop them").click()
     await expect(batch.get_by_role("status")).to_have_text("1 ended, 1 not accepted")
+
+
+async def test_a_group_whose_starts_are_put_off(visit: Visit):
+    page = await visit("teacher")
+    await page.get_by_label("For a class").check()
+    await page.get_by_label("Everybody in the group").select_option("course-2")
+    await page.get_by_label("Seconds between two starts").fill("600")
+    await page.get_by_role("radio", name="course-1").check()
+    await page.get_by_text("Each server starts at once").wait_for()
+    await page.get_by_role("button", name="Start 20 servers").click()
+    batch = page.locator(".batch")
+    await expect(batch.get_by_role("heading", name="A class of 20 (course-2)")).to_be_visible()
+    await expect(batch.get_by_role("status")).to_have_text("1 ready, 19 waiting", timeout=30_000)
+    await batch.get_by_text("What each server is doing").click()
+    people = batch.get_by_role("row")
+    await expect(people).to_have_count(21)
+    await expect(people.nth(1)).to_contain_text(re.compile(f"{PUPILS[0]}ready.* ago"))
+    await expect(people.nth(2)).to_contain_text(re.compile(f"{PUPILS[1]}queuedStarts at "))
+    await expect(page.locator(".launch").filter(has_text=PUPILS[2])).to_contain_text("Starts at ")
+    await batch.get_by_role("button", name="Stop all").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Stop them").click()
+    await expect(batch.get_by_role("status")).to_have_text("20 ended", timeout=60_000)
+    await expect(people.nth(2)).to_contain_text("cancelled")
+
+
+async def test_more_time(visit: Visit):
+    page = await visit("teacher")
+    await name_class(page, "course-1", PUPILS[15], PUPILS[16])
+    await page.get_by_role("button", name="Start 2 servers").click()
+    batch = page.locator(".batch").filter(has_text="2 ready")
+    await batch.get_by_text("What each server is doing").click()
+    own = await visit(PUPILS[15])
+    mine = own.locator('.launch[data-state="ready"]')
+    await expect(mine).to_contain_text(re.compile("in (2 h|1 h 59 min)"))
+    # who is not allowed so much is told so; Escape changes nothing
+    await mine.get_by_role("button", name="Extend").click()
+    await own.get_by_role("dialog").press("Escape")
+    await own.get_by_role("dialog").wait_for(state="detached")
+    await mine.get_by_role("button", name="Extend").click()
+    await own.get_by_label("Time from now on").fill("20")
+    await own.get_by_label("Time from now on").press("Enter")
+    await expect(mine).to_contain_text("more than the 36000 seconds that are allowed")
+    await mine.get_by_role("button", name="Extend").click()
+    await own.get_by_label("Time from now on").fill("5")
+    await own.get_by_role("dialog").get_by_role("button", name="Extend").click()
+    await expect(mine).to_contain_text(re.compile("in (5 h|4 h 59 min)"))
+    # all of the class, which each is shown at once
+    row = batch.get_by_role("row").nth(1)
+    await expect(row).to_contain_text(re.compile(r"\d:\d\d"))
+    await batch.get_by_role("button", name="Extend all").click()
+    await page.get_by_label("Unit of the time").last.select_option("until stopped")
+    await page.get_by_role("dialog").get_by_role("button", name="Extend").click()
+    await expect(page.locator("#announce")).to_have_text("2 servers extended.")
+    await expect(mine).to_contain_text("Ready since")
+    await expect(mine.get_by_role("button", name="Extend")).to_have_count(0)
+    await expect(row).not_to_contain_text(re.compile(r"\d:\d\d"))
+    await batch.get_by_role("button", name="Stop all").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Stop them").click()
+    await in_state(own, "stopped")
 
 
 async def test_the_first_click_counts(visit: Visit):

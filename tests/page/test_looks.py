@@ -83,7 +83,17 @@ async def test_a_class(visit: Visit):
     await page.get_by_text("Each server starts at once").wait_for()
     await page.get_by_role("button", name="Start 2 servers").click()
     await page.get_by_text("1 failed, 1 not accepted").wait_for()
+    await page.get_by_text("What each server is doing").click()
+    await page.get_by_role("row", name="stranger").wait_for()
     await check(page)
+    await page.get_by_role("radio", name="course-1").check()
+    await page.get_by_label("For these people").fill(PUPILS[1])
+    await page.get_by_label("For these people").blur()
+    await page.get_by_role("button", name="Start 1 server", exact=True).click()
+    await page.get_by_role("button", name="Extend all").first.click()
+    await page.get_by_role("dialog").wait_for()
+    await check(page)
+    await page.get_by_role("button", name="Leave it").click()
 
 
 async def test_a_page_of_an_error(visit: Visit):

@@ -150,9 +150,9 @@ async def test_it_says_why_before_it_is_sent(visit: Visit):
 
 async def test_limits_count_what_runs(visit: Visit):
     page = await visit("limited")
-    await expect(page.get_by_text("user:limited: 0 of 3 servers in use")).to_be_visible()
+    await expect(page.get_by_text("limited: 0 of 3 servers in use")).to_be_visible()
     await start(page, "course-1")
-    await expect(page.get_by_text("user:limited: 1 of 3 servers in use")).to_be_visible()
+    await expect(page.get_by_text("limited: 1 of 3 servers in use")).to_be_visible()
     await in_state(page, "ready")
     await expect(page.get_by_text("Or give this one a name of its own")).to_be_visible()
     await expect(page.get_by_role("link", name="Open it")).to_be_visible()
