@@ -68,7 +68,7 @@ operations.commands
 """
 # what runs inside the Hub
 SIDE = """
-engines steps engines.docker_events engines.fresh_volumes engines.pulling
+engines steps engines.disks engines.docker_events engines.fresh_volumes engines.pulling
 spawner engines.pods
 engines.docker engines.kubernetes engines.local
 engines.swarm
