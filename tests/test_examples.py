@@ -107,8 +107,8 @@ scopes = ["access:services!service=launcher", "read:metrics"]
 c.Spawner.http_timeout = 120
 c.JupyterHub.load_roles.append({"name": "prometheus", "services": ["prometheus"], "scopes": scopes})
 """
-"""What the engines of other pages' examples have: their images' names, and memory; who may read metrics; and time enough for a server that starts
-while other tests keep the machine busy."""
+"""What the engines of other pages' examples have: their images' names, and memory; who may read metrics; and time
+enough for a server that starts while other tests keep the machine busy."""
 
 
 class HubOfTheHowTo(RealHub):

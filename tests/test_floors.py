@@ -65,6 +65,7 @@ operations.on_docker operations.on_kubernetes operations.on_local
 operations.hub_config operations.service_side
 operations.hub_side operations.orphans
 operations.commands
+operations.volumes
 """
 # what runs inside the Hub
 SIDE = """

@@ -111,7 +111,7 @@ class Disks:
         """Destroy a disk that nobody uses, if it is there."""
         self._run(f"The disk {name} can't be removed", "remove", name)
 
-    def list(self) -> list[Disk]:
+    def listed(self) -> list[Disk]:
         """All of them."""
         lines = self._run("The disks can't be listed", "list").splitlines()
         return [Disk(name, int(size), int(used[0]) if used else None) for name, size, *used in map(str.split, lines)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from docker.errors import APIError, DockerException, NotFound
 from docker.types import Mount
@@ -66,7 +66,7 @@ class DockerLaunch(LauncherSpawnerMixin):
         """,
     ).tag(config=True)
     disks_image = Unicode(
-        "jhlauncher-disks", help="The image that makes disks: target disks of etc/docker/Dockerfile. It is never pulled."
+        "jhlauncher-disks", help="The image that makes disks, target disks of etc/docker/Dockerfile; never pulled."
     ).tag(config=True)
     disks_dir = Unicode(
         "/var/lib/jhlauncher/disks", help="Folder on the Docker host for the image files of disks = loopback."
@@ -180,7 +180,7 @@ class DockerLaunch(LauncherSpawnerMixin):
         options = new.driver_options
         labels = {"app.kubernetes.io/managed-by": "jhlauncher", "hub.jupyter.org/username": self.user.name}
         if self.disks and (new.driver, options) == ("local", {}):
-            disks = self.disks_of(self.disks)
+            disks = self.disks_of(cast("Kind", self.disks))
             await self._disk_work(disks.create, volume.name, new.size)
             options, labels = disks.options(volume.name), {**labels, KIND_LABEL: self.disks}
         try:
