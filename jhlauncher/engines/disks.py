@@ -37,7 +37,7 @@ _PATIENCE = 3600
 """Seconds for growing a file system, which must not be cut off."""
 _LOST = 2 * _PATIENCE
 """Seconds after which nobody waits for a helper container any more."""
-_SCRIPT = (files(__package__) / "disks.sh").read_text()
+SCRIPT = (files(__package__) / "disks.sh").read_text()
 
 
 class DiskError(Exception):
@@ -152,7 +152,7 @@ class Disks:
         )
         container = self.client.create_container(
             self.image,
-            ["-euc", _SCRIPT, "disks", self.kind, self.group, *arguments],
+            ["-euc", SCRIPT, "disks", self.kind, self.group, *arguments],
             entrypoint=["sh"],
             user="0:0",
             host_config=host,

@@ -22,14 +22,14 @@ make_file_system() {
 
 loopback_exists() { [ -f "/disks/$1" ]; }
 
-# room BYTES: the host has them. What only tries would fill it for a moment, and hit others.
-room() {
+# The host has so many bytes. What only tries would fill it for a moment, and hit others.
+loopback_room() {
   free=$(df -B 1 --output=avail /disks | tail -n 1)
   [ "$1" -lt "$free" ] || refuse "the host has no room for it: it needs $1 bytes, and $free are free"
 }
 
 loopback_make() {
-  room "$2"
+  loopback_room "$2"
   new=/disks/.new/$1
   mkdir -p -m 700 /disks/.new
   rm -f "$new"
@@ -54,7 +54,6 @@ loopback_attach() {
 loopback_size() { stat -c %s "/disks/$1"; }
 
 loopback_extend() {
-  room "$(($2 - old))"
   fallocate -l "$2" "/disks/$1" || { truncate -s "$old" "/disks/$1"; exit 1; }
   losetup -c "$device"
 }
@@ -92,6 +91,8 @@ lvm_attach() {
   lvm_do lvchange -qq -ay "$group/$1"
 }
 
+lvm_room() { :; } # lvextend says it, and takes nothing
+
 lvm_size() { lvm_do lvs --noheadings --units b --nosuffix -o lv_size "$group/$1" | tr -d ' '; }
 
 lvm_extend() { [ "$2" -le "$old" ] || lvm_do lvextend -qq -L "${2}b" "$group/$1"; }
@@ -115,18 +116,19 @@ attach() {
   done
 }
 
-extend() {
+may_grow() {
   need "$1"
   old=$("${kind}_size" "$1")
   [ "$2" -ge "$old" ] || refuse "the disk $1 has $old bytes: it can grow, not shrink"
+  "${kind}_room" "$(($2 - old))"
   "${kind}_attach" "$1"
-  "${kind}_extend" "$1" "$2"
 }
 
 # grow NAME BYTES. A file system that is mounted must grow through its mount: other mounts of the host can't be seen
 # here, but ours, of the same device, is the same file system.
 grow() {
-  extend "$1" "$2"
+  may_grow "$1" "$2"
+  "${kind}_extend" "$1" "$2"
   mount -t ext4 -o nosuid,nodev "$device" /mnt
   resize2fs "$device" >/dev/null
   umount /mnt
@@ -134,11 +136,10 @@ grow() {
 
 # The same of one that is not in use, where mounted ones can't be grown: both programs want the device for themselves.
 grow_unused() {
-  need "$1"
-  "${kind}_attach" "$1"
+  may_grow "$1" "$2"
   e2fsck -f -p "$device" >/dev/null || [ $? -lt 4 ] || refuse "Stop the servers that use it: this Docker host (without" \
     "CAP_SYS_RESOURCE) grows no file system that is mounted."
-  extend "$1" "$2"
+  "${kind}_extend" "$1" "$2"
   resize2fs "$device" >/dev/null
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 from rich.table import Table
@@ -34,6 +35,17 @@ class VolumesApp(OperationsApp):
     }
 
     yes = Bool(False, help="Remove without asking.").tag(config=True)
+
+    def parse_command_line(self, argv: list[str] | None = None) -> None:
+        """Read the command line; options may also stand between the names, which traitlets does not know."""
+        options: list[str] = []
+        names: list[str] = []
+        words = iter(argv or ())
+        for word in words:
+            (options if word.startswith("-") else names).append(word)
+            if word.startswith("-") and word.lstrip("-") in self.aliases:
+                options += islice(words, 1)
+        super().parse_command_line([*options, *names])
 
     def take_arguments(self, arguments: list[str]) -> None:
         """What to do, and with which volumes.

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import docker
 import pytest
 
-from jhlauncher.engines.disks import SMALLEST, DiskError, Disks
+from jhlauncher.engines.disks import SCRIPT, SMALLEST, DiskError, Disks
 from tests.engines.conformance import EngineTests
 from tests.engines.hubs import DockerHub, EngineHub, SwarmHub, disks_image, missing
 from tests.engines.inside import run
@@ -267,6 +269,40 @@ class TestDocker(OnDisks):
         disks = Disks(hub.docker, "loopback", "no-such-image:1", hub.disks.folder, "")
         assert "docker build -f etc/docker/Dockerfile --target disks -t no-such-image:1 ." in failure_of(disks.listed)
         assert "disks_volume_group" in failure_of(Disks(hub.docker, "lvm", hub.disks.image, "", "").listed)
+
+
+LVM = r"""
+truncate -s 200M /pv
+pv=$(losetup --find --show /pv)
+trap 'losetup -d "$pv"' EXIT
+mkdir -p /names /etc/lvm
+# without the kernel's part, as there is none: what would be in the volumes is left out
+echo "global { activation=0 } devices { filter=[\"a|$pv|\",\"r|.*|\"] }" > /etc/lvm/lvm.conf
+for command in mkfs.ext4 debugfs e2fsck resize2fs; do ln -s /bin/true /usr/local/sbin/$command; done
+exec 2>&1
+pvcreate -qq "$pv" && vgcreate -qq people "$pv" && lvcreate -qq -L 16M -n foreign people
+disks() { printf '%s: ' "$*"; sh -euc "$script" disks lvm people "$@" && echo done || :; }
+disks create A.b_c-D--1 20971520
+disks create A.b_c-D--1 41943040
+lvcreate -qq --addtag jhlauncher -L 16M -n cut_ people # as a helper leaves it that is killed
+disks create cut 16777216
+disks create foreign 16777216
+disks create big 99999997952
+disks grow_unused A.b_c-D--1 20971519
+disks attach nobody
+disks remove foreign
+lvs --noheadings --units b -o lv_name,lv_size,tags people | grep -v WARNING
+"""
+"""What of LVM can be seen without a device mapper: that its commands are understood, and keep others' volumes."""
+
+
+async def test_lvms_volumes():
+    if missing("docker"):
+        pytest.skip(missing("docker"))
+    client = docker.APIClient(version="auto")
+    disks = Disks(client, "lvm", disks_image(client), "/unused", "people")
+    said = on_host(replace(disks, folder="/tmp/jhlauncher-unused"), f"script=$(cat <<'END'\n{SCRIPT}\nEND\n)\n{LVM}")
+    assert said == ""
 
 
 def build_hanging(hub: Any, image: str) -> None:
