@@ -341,8 +341,8 @@ class LauncherSpawnerMixin(Configurable):
 
     def _packages_env(self, spec: LaunchSpec) -> dict[str, str]:
         """What makes pip install into the volume at the home, and Python look there."""
-        patterns = (pattern for pattern in self.persist_packages if fnmatchcase(spec.image, pattern))
-        python = self.persist_packages.get(next(patterns, None))
+        pythons = (python for image, python in self.persist_packages.items() if fnmatchcase(spec.image, image))
+        python = next(pythons, None)
         folder = self.packages_folder(spec.volumes) if python else None
         if not folder:
             return {}

@@ -73,7 +73,7 @@ class Packages(EngineTests):
     async def _stays(self, hub: Any, user: str, first: str, second: str) -> None:
         vols = [] if self.engine == "local" else [{"pvc": hub.volume(user), "mount": hub.home}]
         launched = await self.launch(hub, user, image=first, vols=vols)
-        assert (await run(launched, INSTALL.format(wheel=wheel()))).strip() == "0"
+        assert (await run(launched, INSTALL.format(wheel=wheel()))).startswith("0")
         await hub.stop(user)
         key = "IMAGE" if self.engine == "local" else "WHICH_IMAGE"
         launched = await self.launch(hub, user, image=second, vols=vols)
