@@ -354,7 +354,7 @@ def failure_of(work: Any, *arguments: Any) -> str:
     return str(raised.value)
 
 
-@pytest.mark.skipif("device-mapper" not in Path("/proc/misc").read_text(), reason="this machine's kernel has no device mapper")
+@pytest.mark.skipif("device-mapper" not in Path("/proc/misc").read_text(), reason="this kernel has no device mapper")
 class TestLvm(OnDisks):
     engine = "docker"
     hub_class = DockerHub
