@@ -42,6 +42,7 @@ class LauncherApp(HTTPService):
     subcommands = {
         "check": ("jhlauncher.operations.commands.CheckApp", "Say what is wrong with a set-up before users do."),
         "orphans": ("jhlauncher.operations.commands.OrphansApp", "Find what is left of servers that no Hub knows."),
+        "volumes": ("jhlauncher.operations.volumes.VolumesApp", "List, grow and remove the volumes that were made."),
         "demo": ("jhlauncher.demo.DemoApp", "A JupyterHub with the launcher, on this machine, to try it."),
         "manager": ("jhlauncher.manager.app.ManagerApp", "The K8s Manager: services from YAML descriptions."),
         "upgrade-db": ("jhlauncher.upgrade.UpgradeDatabase", "Bring the database to the schema of this version."),

@@ -134,11 +134,20 @@ class HTTPService(Application):
         self.parse_command_line(argv)
         if self.subapp or self.generate_config:
             return
-        if self.extra_args:
-            raise TraitError(f"unknown argument {self.extra_args[0]!r}; see jhlauncher --help")
+        self.take_arguments(self.extra_args)
         self._load_configuration()
         self._refuse_unknown_settings()
         self.prepare()
+
+    def take_arguments(self, arguments: list[str]) -> None:
+        """Take what the command line has beside settings: nothing.
+
+        Raises:
+            TraitError: there is something.
+
+        """
+        if arguments:
+            raise TraitError(f"unknown argument {arguments[0]!r}; see jhlauncher --help")
 
     def exit(self, exit_status: int | str | None = 0) -> None:
         """Leave; traitlets says 1 for wrong settings on the command line, where this project says 2."""

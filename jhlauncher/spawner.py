@@ -32,8 +32,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Awaitable
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit, urlunparse
 
@@ -41,7 +44,7 @@ import aiohttp
 from jupyterhub.utils import make_ssl_context, maybe_future, url_escape_path, url_path_join, wait_for_http_server
 from sqlalchemy.orm import object_session
 from tornado.web import HTTPError
-from traitlets import Bool, Float, Unicode, default
+from traitlets import Bool, Dict, Float, TraitError, Unicode, default, validate
 from traitlets.config import Configurable
 
 from . import environment
@@ -115,6 +118,16 @@ class LauncherSpawnerMixin(Configurable):
         """,
     ).tag(config=True)
 
+    home_mount = Unicode("/home/jovyan", help="The home of the user that images have.").tag(config=True)
+    persist_packages = Dict(
+        help="""Where images have their Python, so that what people install with pip stays: {image: python}.
+
+        Images are shell patterns, the first that matches counts; python is "user" for one that takes pip install
+        --user, as conda's and a system's do, and the version, "3.13", for a virtual environment, which does not.
+        Packages are then installed into .local below home_mount, in launches with a volume there. Default: no images.
+        """
+    ).tag(config=True)
+
     launcher_url = Unicode(
         help="""Where the launcher service listens, http://HOST:PORT; it is told when a server has ended.
 
@@ -124,6 +137,13 @@ class LauncherSpawnerMixin(Configurable):
     launcher_path = Unicode(
         "/services/launcher/", help="The launcher service's path, below the Hub's base_url; install_launcher sets it."
     ).tag(config=True)
+
+    @validate("persist_packages")
+    def _valid_persist_packages(self, proposal: Any) -> Any:
+        for image, python in proposal.value.items():
+            if not (isinstance(python, str) and re.fullmatch(r"user|3\.\d+", python)):
+                raise TraitError(f'persist_packages[{image!r}] must be "user" or a version like "3.13", not {python!r}')
+        return proposal.value
 
     @default("signing_key")
     def _default_signing_key(self) -> str:
@@ -314,8 +334,27 @@ class LauncherSpawnerMixin(Configurable):
 
     def launch_env(self) -> dict[str, str]:
         """The variables that a launch sets."""
+        if not self._spec:
+            return {}
         token_in_url = {"JUPYTERHUB_ALLOW_TOKEN_IN_URL": "1"} if self.allow_token_in_url else {}
-        return {**(self._spec.env if self._spec else {}), **token_in_url}
+        return {**self._spec.env, **token_in_url, **self._packages_env(self._spec)}
+
+    def _packages_env(self, spec: LaunchSpec) -> dict[str, str]:
+        """What makes pip install into the volume at the home, and Python look there."""
+        pythons = (python for image, python in self.persist_packages.items() if fnmatchcase(spec.image, image))
+        python = next(pythons, None)
+        folder = self.packages_folder(spec.volumes) if python else None
+        if not folder:
+            return {}
+        if python == "user":
+            return {"PIP_USER": "1", "PYTHONUSERBASE": folder}
+        return {"PIP_PREFIX": folder, "PYTHONPATH": f"{folder}/lib/python{python}/site-packages"}
+
+    def packages_folder(self, volumes: list[Volume]) -> str | None:
+        """Where packages outlive the server; None if nothing does."""
+        folder = PurePosixPath(self.home_mount, ".local")
+        kept = any(folder.is_relative_to(volume.mount) and not volume.read_only for volume in volumes)
+        return str(folder) if kept else None
 
     def apply_image(self, image: str) -> Any:
         """Start this image."""

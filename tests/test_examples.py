@@ -58,6 +58,7 @@ ELSEWHERE = {
     "python3 -m venv /opt/jhlauncher": "no systemd runs here; tests/deployments/test_one_host.py checks the unit",
     "jhlauncher batch start --group": "needs a group; tests/cli/test_classes.py has one",
     "jhlauncher check --hub-config": "tests/operations/test_check.py",
+    "jhlauncher volumes list": "tests/operations/test_volumes.py, tests/engines/test_disks.py",
     '(umask 077; echo "$TOKEN"': "tests/operations/test_orphans.py",
     "export CONFIG_PATH=/etc/jhlauncher/config.json": "tests/manager/test_settings.py starts it with these variables",
     "export JUPYTERHUB_SERVICE_URL": "tests/faults.py starts external services with this environment",

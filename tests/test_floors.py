@@ -71,10 +71,11 @@ operations.on_docker operations.on_kubernetes operations.on_local
 operations.hub_config operations.service_side
 operations.hub_side operations.orphans
 operations.commands
+operations.volumes
 """
 # what runs inside the Hub
 SIDE = """
-engines steps engines.docker_events engines.fresh_volumes engines.pulling
+engines steps engines.disks engines.docker_events engines.fresh_volumes engines.pulling
 spawner engines.pods
 engines.docker engines.kubernetes engines.local
 engines.swarm

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from docker.errors import APIError, DockerException, NotFound
 from docker.types import Mount
 from docker.utils import version_lt
 from dockerspawner import DockerSpawner
-from traitlets import Dict
+from traitlets import Dict, Enum, TraitError, Unicode, validate
 
 from ..failures import MAX_LINES, Evidence, Failure, StartFailed, ended, pull_failure
 from ..models import Cpu, Gpu, LaunchSpec, Memory, Volume
 from ..spawner import LauncherSpawnerMixin
+from .disks import KIND_LABEL, DiskError, Disks, Kind
 from .docker_events import ContainerEvents
 from .fresh_volumes import give_fresh_volumes
 from .pulling import PullFailed, pull
@@ -54,13 +55,37 @@ class DockerLaunch(LauncherSpawnerMixin):
         """
     ).tag(config=True)
 
+    disks = Enum(
+        ["", "loopback", "lvm"],
+        "",
+        help="""Give each volume that a launch makes a file system of its own, of the size that the policy says.
+
+        "loopback": in an image file, all of which is allocated at once. "lvm": on a logical volume. Default, "": a
+        volume is a folder of Docker's, without a limit, as Docker makes them. What is done on the host is done by a
+        container of `disks_image`, which may mount and use its block devices.
+        """,
+    ).tag(config=True)
+    disks_image = Unicode(
+        "jhlauncher-disks", help="The image that makes disks, target disks of etc/docker/Dockerfile; never pulled."
+    ).tag(config=True)
+    disks_dir = Unicode(
+        "/var/lib/jhlauncher/disks", help="Folder on the Docker host for the image files of disks = loopback."
+    ).tag(config=True)
+    disks_volume_group = Unicode(help="LVM's volume group on the Docker host for disks = lvm.").tag(config=True)
+
     _events: ContainerEvents | None = None
+
+    @validate("disks_dir")
+    def _valid_disks_dir(self, proposal: Any) -> str:
+        if not proposal.value.startswith("/") or ":" in proposal.value:
+            raise TraitError(f"disks_dir must be an absolute path without a colon, and not {proposal.value!r}")
+        return str(proposal.value)
 
     def _reset(self) -> None:
         super()._reset()
         self._started = asyncio.Event()
         self._credentials: dict[str, str] | None = None
-        self._launched = False
+        self._launched = self._has_disks = False
 
     def _renew(self) -> None:
         again = bool(self._configured)
@@ -149,14 +174,42 @@ class DockerLaunch(LauncherSpawnerMixin):
         return True
 
     async def create_volume(self, volume: Volume) -> None:
-        """Make a named volume."""
-        assert volume.create  # noqa: S101  (for mypy)
+        """Make a named volume; a disk, if the policy says nothing else of its driver."""
+        new = volume.create
+        assert new  # noqa: S101  (for mypy)
+        options = new.driver_options
         labels = {"app.kubernetes.io/managed-by": "jhlauncher", "hub.jupyter.org/username": self.user.name}
+        if self.disks and (new.driver, options) == ("local", {}):
+            disks = self.disks_of(cast("Kind", self.disks))
+            await self._disk_work(disks.create, volume.name, new.size)
+            options, labels = disks.options(volume.name), {**labels, KIND_LABEL: self.disks}
         try:
-            await self.docker("create_volume", volume.name, volume.create.driver, volume.create.driver_options, labels)
+            await self.docker("create_volume", volume.name, new.driver, options, labels)
         except APIError as error:
             message = f"The volume {volume.name} could not be made: {error.explanation}"
             raise StartFailed(Failure(reason="volume_failed", message=message)) from error
+
+    async def check_volumes(self, volumes: list[Volume]) -> None:
+        """Also have the devices of disks there, which a reboot has taken away."""
+        await super().check_volumes(volumes)
+        disks: dict[Kind, list[str]] = {}
+        for name in dict.fromkeys(volume.name for volume in volumes):
+            labels = (await self.docker("inspect_volume", name))["Labels"] or {}
+            if KIND_LABEL in labels:
+                disks.setdefault(labels[KIND_LABEL], []).append(name)
+        for kind, names in disks.items():
+            await self._disk_work(self.disks_of(kind).attach, names)
+        self._has_disks = bool(disks)
+
+    def disks_of(self, kind: Kind) -> Disks:
+        """The disks of one kind, on the host that this spawner's Docker client reaches."""
+        return Disks(self.client, kind, self.disks_image, self.disks_dir, self.disks_volume_group)
+
+    async def _disk_work(self, work: Any, *args: Any) -> None:
+        try:
+            await self._slow(work, *args)
+        except DiskError as error:
+            raise StartFailed(Failure(reason="volume_failed", message=f"{error}.")) from error
 
     def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """A call to Docker in DockerSpawner's thread."""

@@ -158,6 +158,10 @@ class LauncherLocalSpawner(LauncherSpawnerMixin, SimpleLocalProcessSpawner):  # 
             folder.mkdir(parents=True, exist_ok=True)
             link.symlink_to(folder)
 
+    def packages_folder(self, volumes: list[Volume]) -> str:
+        """A server's home stays, with or without volumes."""
+        return str(Path(self.home_dir, ".local"))
+
     def _ignore_or_refuse(self, field: str) -> None:
         if field not in self.ignored_fields:
             self.refuse(field, "the local engine can't do this (LauncherLocalSpawner.ignored_fields may ignore it)")

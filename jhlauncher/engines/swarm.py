@@ -50,7 +50,13 @@ class SwarmLaunch(DockerLaunch):
 
     def _reset(self) -> None:
         super()._reset()
-        self._own_service = ""
+        self._own_service = self._disk_node = ""
+
+    async def check_volumes(self, volumes: list[Volume]) -> None:
+        """Disks are on the node whose Docker Engine we talk to."""
+        await super().check_volumes(volumes)
+        if self._has_disks:
+            self._disk_node = (await self.docker("info"))["Swarm"]["NodeID"]
 
     def apply_pull(self, spec: LaunchSpec) -> None:
         """The nodes pull, with the credentials that the Hub's Docker client has."""
@@ -86,6 +92,9 @@ class SwarmLaunch(DockerLaunch):
         targets = {volume.mount for volume in spec.volumes}
         mounts = [mount for mount in container.get("Mounts") or [] if mount["Target"].rstrip("/") not in targets]
         container["Mounts"] = mounts + [_swarm_mount(volume) for volume in spec.volumes]
+        if self._disk_node:
+            placement = task["Placement"] = dict(task.get("Placement") or {})
+            placement["Constraints"] = [*(placement.get("Constraints") or []), f"node.id=={self._disk_node}"]
         resources = task.setdefault("Resources", {})
         limits, reservations = resources.setdefault("Limits", {}), resources.setdefault("Reservations", {})
         if spec.cpu:

@@ -1,1 +1,1 @@
-"""For those who run it: `jhlauncher check` and `jhlauncher orphans`."""
+"""For those who run it: `jhlauncher check`, `jhlauncher orphans` and `jhlauncher volumes`."""

@@ -149,9 +149,9 @@ class CheckApp(OperationsApp):
         line.add_column(width=1)
         line.add_column(width=16)
         line.add_column(overflow="fold")
-        line.add_row(_SIGNS[finding.status], finding.check, _plain(finding.message))
+        line.add_row(_SIGNS[finding.status], finding.check, as_text(finding.message))
         if finding.remedy:
-            line.add_row("", "", f"[bold]→[/] {_plain(finding.remedy)}")
+            line.add_row("", "", f"[bold]→[/] {as_text(finding.remedy)}")
         self.out.print(line, soft_wrap=False)
 
 
@@ -308,13 +308,13 @@ class OrphansApp(OperationsApp):
             table.add_column(title, overflow="fold")
         for number, orphan in enumerate(orphans):
             fields = (orphan.kind, orphan.name, orphan.user, orphan.server, orphan.since, orphan.why)
-            table.add_row(*map(_plain, fields), *([_plain(done[number])] if done else []))
+            table.add_row(*map(as_text, fields), *([as_text(done[number])] if done else []))
         self.out.print(table, soft_wrap=False)
         if not done:
             self.out.print(f"\n{_count(len(orphans), 'orphan')}; --remove removes them.")
 
 
-def _plain(text: str) -> str:
+def as_text(text: str) -> str:
     """Text that is neither rich's markup nor a terminal's command."""
     return escape(plain(text))
 

@@ -27,8 +27,27 @@ class Found:
     """Its own at the Hub, which revokes it when it stops the server."""
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A volume that the launcher has made."""
+
+    name: str
+    user: str
+    """Who launched when it was made; "" if nobody knows."""
+    size: int | None
+    """Bytes; None if it has no limit."""
+    used: int | None
+    """Bytes; None if this engine does not tell."""
+    used_by: tuple[str, ...]
+    """Containers, pods or servers."""
+
+
 class EngineUnavailable(Exception):
     """The engine can't be asked; the text says why."""
+
+
+class Refused(Exception):
+    """This can't be done with this volume; the text says why."""
 
 
 class Engine(Protocol):
@@ -55,6 +74,35 @@ class Engine(Protocol):
 
         Raises:
             EngineUnavailable: it could not be removed.
+
+        """
+        ...
+
+    async def volumes(self) -> list[Kept]:
+        """The volumes that a launcher has made here.
+
+        Raises:
+            EngineUnavailable: it can't be asked.
+
+        """
+        ...
+
+    async def grow_volume(self, name: str, size: int) -> None:
+        """Give a volume so many bytes.
+
+        Raises:
+            Refused: there is none, or it can't be grown.
+            EngineUnavailable: it can't be asked.
+
+        """
+        ...
+
+    async def remove_volume(self, name: str) -> None:
+        """Destroy a volume that nobody uses.
+
+        Raises:
+            Refused: there is none, or it is in use.
+            EngineUnavailable: it can't be asked.
 
         """
         ...

@@ -8,9 +8,11 @@ from typing import Any
 
 from docker.errors import APIError, DockerException, NotFound
 
+from ..engines.disks import KIND_LABEL, Disk, DiskError, Disks
 from .findings import Finding, good, problem, warning
-from .found import EngineUnavailable, Found, belongs, variables
+from .found import EngineUnavailable, Found, Kept, Refused, belongs, variables
 
+_MADE = "app.kubernetes.io/managed-by"
 _SOCKET = "Start Docker, and let the Hub's user use its socket; in a container, mount it and add the socket's group."
 
 
@@ -91,6 +93,87 @@ class DockerEngine:
     async def remove(self, found: Found) -> None:
         """Remove the container, with its anonymous volumes."""
         await self._gone("remove_container", found.id, v=True, force=True)
+
+    async def volumes(self) -> list[Kept]:
+        """Docker's volumes with the launcher's label, and disks that have lost theirs."""
+        made = (await self._call("volumes", filters={"label": f"{_MADE}=jhlauncher"}))["Volumes"] or []
+        labels = {volume["Name"]: volume["Labels"] for volume in made}
+        kinds = {each[KIND_LABEL] for each in labels.values() if KIND_LABEL in each}
+        disks = {disk.name: disk for kind in sorted({*kinds, *self._kind()}) for disk in await self._list(kind)}
+        users = await self._users_of_volumes()
+        return [
+            Kept(
+                name,
+                labels.get(name, {}).get("hub.jupyter.org/username", ""),
+                disks[name].size if name in disks else None,
+                disks[name].used if name in disks else None,
+                tuple(users.get(name, ())),
+            )
+            for name in sorted({*labels, *disks})
+        ]
+
+    def _kind(self) -> list[str]:
+        """Of the disks that new volumes are; none if they are folders."""
+        return list(filter(None, [getattr(self._spawner, "disks", "")]))
+
+    async def _list(self, kind: Any) -> list[Disk]:
+        try:
+            return await asyncio.to_thread(self._disks(kind).listed)
+        except DiskError as error:
+            raise EngineUnavailable(str(error)) from error
+
+    def _disks(self, kind: Any) -> Disks:
+        if not hasattr(self._spawner, "disks_of"):
+            raise EngineUnavailable(f"{type(self._spawner).__name__} is not of the launcher, and knows no disks")
+        disks: Disks = self._spawner.disks_of(kind)
+        return disks
+
+    async def _users_of_volumes(self) -> dict[str, list[str]]:
+        """The containers that have each volume, also those that have ended."""
+        users: dict[str, list[str]] = {}
+        for container in await self._call("containers", all=True):
+            for mount in container["Mounts"]:
+                if mount["Type"] == "volume":
+                    users.setdefault(mount["Name"], []).append(container["Names"][0].lstrip("/"))
+        return users
+
+    async def grow_volume(self, name: str, size: int) -> None:
+        """A disk, and its file system."""
+        labels = await self._labels(name)
+        if labels is None or KIND_LABEL not in labels:
+            why = "there is no such volume of the launcher's" if labels is None else "it is no disk, and has no size"
+            raise Refused(f"{name}: {why}")
+        await self._disk_work(self._disks(labels[KIND_LABEL]).grow, name, size)
+
+    async def remove_volume(self, name: str) -> None:
+        """Docker's volume, unless a container has it, and then the disk."""
+        labels = await self._labels(name)
+        if labels is None:
+            kinds = [kind for kind in self._kind() if name in {disk.name for disk in await self._list(kind)}]
+            if not kinds:
+                raise Refused(f"{name}: there is no such volume of the launcher's")
+        else:
+            kinds = [labels[KIND_LABEL]] if KIND_LABEL in labels else []
+            try:
+                await self._gone("remove_volume", name)
+            except EngineUnavailable as error:
+                if isinstance(error.__cause__, APIError) and error.__cause__.status_code == 409:
+                    raise Refused(f"{name}: {error}") from error
+                raise
+        for kind in kinds:
+            await self._disk_work(self._disks(kind).remove, name)
+
+    async def _labels(self, name: str) -> dict[str, str] | None:
+        """Of a volume of the launcher's; None if it is none."""
+        volume = await self._inspected("inspect_volume", name)
+        labels: dict[str, str] = (volume or {}).get("Labels") or {}
+        return labels if labels.get(_MADE) == "jhlauncher" else None
+
+    async def _disk_work(self, work: Callable[..., None], *args: Any) -> None:
+        try:
+            await asyncio.to_thread(work, *args)
+        except DiskError as error:
+            raise Refused(str(error)) from error
 
     async def _gone(self, method: str, name: str, **arguments: Any) -> None:
         try:

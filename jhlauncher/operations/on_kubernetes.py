@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
@@ -11,7 +12,7 @@ from kubernetes_asyncio.client.rest import ApiException
 
 from ..apiserver import words_of
 from .findings import Finding, good, problem, warning
-from .found import EngineUnavailable, Found, belongs
+from .found import EngineUnavailable, Found, Kept, Refused, belongs
 
 RIGHTS = {
     "pods": ["list", "watch", "create", "delete"],
@@ -21,6 +22,10 @@ RIGHTS = {
 }
 """What the Hub's service account needs in its namespace, as etc/kubernetes/hub/rbac.yaml gives it."""
 
+_MADE = "app.kubernetes.io/managed-by"
+_DECIMAL = {unit: 1000**power for power, unit in enumerate("kMGTPE", 1)}
+_UNITS = {"": 1, **_DECIMAL, **{f"{unit}i": 1024**power for power, unit in enumerate("KMGTPE", 1)}}
+"""What stands behind a quantity of bytes in Kubernetes."""
 _TIMEOUT = 60
 """Seconds for a list of all pods."""
 
@@ -116,6 +121,80 @@ class KubernetesEngine:
             if not (isinstance(error.__cause__, ApiException) and error.__cause__.status in (404, 409)):
                 raise
 
+    async def volumes(self) -> list[Kept]:
+        """Claims with the launcher's label."""
+        users = await self._users_of_claims()
+        listed = client.CoreV1Api(self._client).list_namespaced_persistent_volume_claim(
+            self._one_namespace, label_selector=f"{_MADE}=jhlauncher", _request_timeout=_TIMEOUT
+        )
+        return [
+            Kept(
+                claim.metadata.name,
+                (claim.metadata.annotations or {}).get("hub.jupyter.org/username", ""),
+                _size_of(claim),
+                None,
+                tuple(users.get(claim.metadata.name, ())),
+            )
+            for claim in (await self._asked(listed)).items
+        ]
+
+    @property
+    def _one_namespace(self) -> str:
+        if not self._namespace:
+            raise EngineUnavailable("where each user has a namespace, claims are looked at with kubectl")
+        return self._namespace
+
+    async def _users_of_claims(self) -> dict[str, list[str]]:
+        """The pods that have each claim and have not ended."""
+        users: dict[str, list[str]] = {}
+        listed = client.CoreV1Api(self._client).list_namespaced_pod(self._one_namespace, _request_timeout=_TIMEOUT)
+        for pod in (await self._asked(listed)).items:
+            for volume in pod.spec.volumes or () if pod.status.phase not in ("Succeeded", "Failed") else ():
+                if volume.persistent_volume_claim:
+                    users.setdefault(volume.persistent_volume_claim.claim_name, []).append(pod.metadata.name)
+        return users
+
+    async def grow_volume(self, name: str, size: int) -> None:
+        """Ask for more; whether there can be more, the StorageClass says."""
+        claim = await self._claim(name)
+        if size < _size_of(claim):
+            raise Refused(f"{name}: it has {_size_of(claim)} bytes; it can grow, not shrink")
+        patch = {"spec": {"resources": {"requests": {"storage": str(size)}}}}
+        asked = client.CoreV1Api(self._client).patch_namespaced_persistent_volume_claim(
+            name, self._one_namespace, patch, _request_timeout=_TIMEOUT
+        )
+        try:
+            await self._asked(asked)
+        except EngineUnavailable as error:
+            if "must support resize" in str(error) or "allowVolumeExpansion" in str(error):
+                storage = claim.spec.storage_class_name
+                why = f"its StorageClass {storage} does not allow it (allowVolumeExpansion)"
+                raise Refused(f"{name}: {why}") from error
+            raise
+
+    async def remove_volume(self, name: str) -> None:
+        """A claim that no pod has."""
+        claim = await self._claim(name)
+        if pods := (await self._users_of_claims()).get(name):
+            raise Refused(f"{name}: it is in use by {', '.join(pods)}")
+        body = client.V1DeleteOptions(preconditions=client.V1Preconditions(uid=claim.metadata.uid))
+        api = client.CoreV1Api(self._client)
+        await self._asked(api.delete_namespaced_persistent_volume_claim(name, self._one_namespace, body=body))
+
+    async def _claim(self, name: str) -> Any:
+        api = client.CoreV1Api(self._client)
+        try:
+            claim = await self._asked(
+                api.read_namespaced_persistent_volume_claim(name, self._one_namespace, _request_timeout=_TIMEOUT)
+            )
+        except EngineUnavailable as error:
+            if isinstance(error.__cause__, ApiException) and error.__cause__.status == 404:
+                raise Refused(f"{name}: there is no such volume of the launcher's") from error
+            raise
+        if (claim.metadata.labels or {}).get(_MADE) != "jhlauncher":
+            raise Refused(f"{name}: there is no such volume of the launcher's")
+        return claim
+
     async def _asked(self, answer: Awaitable[Any]) -> Any:
         try:
             return await answer
@@ -123,3 +202,10 @@ class KubernetesEngine:
             raise EngineUnavailable(words_of(error.body, error.reason)) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise EngineUnavailable(str(error)) from error
+
+
+def _size_of(claim: Any) -> int:
+    """Bytes that a claim has, or asks for while it has none."""
+    amounts = claim.status.capacity or claim.spec.resources.requests
+    number, unit = re.fullmatch(r"([\d.]+)([A-Za-z]*)", amounts["storage"]).groups()  # type: ignore[union-attr]
+    return int(float(number) * _UNITS[unit])

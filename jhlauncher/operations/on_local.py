@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .findings import Finding, good, problem
-from .found import EngineUnavailable, Found, belongs, variables
+from .found import EngineUnavailable, Found, Kept, Refused, belongs, variables
 
 _PROCESSES = Path("/proc")
 _GRACE = 10
@@ -72,6 +73,65 @@ class LocalEngine:
                 await asyncio.sleep(0.05)
         if _began(path) == began:
             raise EngineUnavailable(f"the process {pid} does not end")
+
+    async def volumes(self) -> list[Kept]:
+        """The folders."""
+        return await asyncio.to_thread(self._volumes)
+
+    def _volumes(self) -> list[Kept]:
+        folder, users = Path(self._spawner.volumes_dir), self._users_of_folders()
+        folders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        return [Kept(path.name, "", None, _used(path), tuple(users.get(path.name, ()))) for path in folders]
+
+    def _users_of_folders(self) -> dict[str, list[str]]:
+        """The homes of running servers, below the folder of all homes, that have a link into each volume."""
+        root, volumes = Path(self._spawner.root_dir), Path(self._spawner.volumes_dir).resolve()
+        users: dict[str, list[str]] = {}
+        for home in sorted(_homes(root / "homes")):
+            server = home.relative_to(root / "homes")
+            with suppress(OSError):
+                for link in json.loads((root / "links" / f"{server}.json").read_text()):
+                    target = Path(link).resolve()
+                    if target.is_relative_to(volumes):
+                        users.setdefault(target.relative_to(volumes).parts[0], []).append(str(server))
+        return users
+
+    async def grow_volume(self, name: str, size: int) -> None:
+        """A folder has no size."""
+        raise Refused(f"{name}: on the local engine it is a folder, and has no size")
+
+    async def remove_volume(self, name: str) -> None:
+        """Remove the folder, with all that is in it."""
+        found = {volume.name: volume for volume in await self.volumes()}.get(name)
+        if not found:
+            raise Refused(f"{name}: there is no such folder in {self._spawner.volumes_dir}")
+        if found.used_by:
+            raise Refused(f"{name}: it is in use by {', '.join(found.used_by)}")
+        try:
+            await asyncio.to_thread(shutil.rmtree, Path(self._spawner.volumes_dir, name))
+        except OSError as error:
+            raise Refused(f"{name}: {error}") from error
+
+
+def _homes(folder: Path) -> set[Path]:
+    """The homes, below a folder, of processes that run."""
+    found = set()
+    for path in _PROCESSES.glob("[0-9]*/environ"):
+        with suppress(OSError):
+            home = Path(variables(path.read_bytes().decode(errors="replace").split("\0")).get("HOME", ""))
+            if home.is_relative_to(folder):
+                found.add(home)
+    return found
+
+
+def _used(folder: Path) -> int:
+    """Bytes of all that is in a folder."""
+    used = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                used += Path(path, name).lstat().st_blocks * 512
+    return used
 
 
 def _servers(api_url: str) -> list[Found]:

@@ -341,13 +341,20 @@ def launcher_image(client: Any) -> str:
     return _image(client, "launcher")
 
 
+def disks_image(client: Any) -> str:
+    """The image of what makes disks that etc/docker/Dockerfile describes."""
+    return _image(client, "disks")
+
+
 _OLD = jupyterhub.version_info[0] < 6
 
 
 def _image(client: Any, target: str, **arguments: str) -> str:
     name = f"jhlauncher-{target}:{'oldest' if _OLD else 'newest'}"
     base = {
-        "BASE_IMAGE": os.environ.get("JHLAUNCHER_TEST_BASE_IMAGE", "debian-python:test"),
+        **dict.fromkeys(
+            ("BASE_IMAGE", "DISKS_BASE_IMAGE"), os.environ.get("JHLAUNCHER_TEST_BASE_IMAGE", "debian-python:test")
+        ),
         "LOCK": f"requirements/{'oldest' if _OLD else 'lock'}.txt",
         "PIP_CERT": "/etc/ssl/certs/ca-certificates.crt",
     }
