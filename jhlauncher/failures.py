@@ -150,19 +150,22 @@ def pull_failure(image: str, text: str) -> Failure:
     )
 
 
+OUT_OF_MEMORY = "A program in the server took more memory than it may have, and was ended; the rest goes on."
+
+
 def ended(exit_code: int | None, *, out_of_memory: bool, memory_limit: int | None = None) -> Failure:
-    """The failure of a server whose process ended before it was ready."""
+    """The failure of a server whose process has ended by itself, before it was ready or after."""
     if out_of_memory:
         limit = f" (limit: {format_bytes(memory_limit)})" if memory_limit else ""
         return Failure(
             reason="out_of_memory",
-            message=f"The server ran out of memory while it was starting{limit}. Ask for more.",
+            message=f"The server ran out of memory{limit}. Ask for more.",
             exit_code=exit_code,
         )
     code = "" if exit_code is None else f" with exit code {exit_code}"
     return Failure(
         reason="crashed",
-        message=f"The server's process ended{code} while it was starting. The last lines of its log may say why.",
+        message=f"The server's process ended{code}. The last lines of its log may say why.",
         exit_code=exit_code,
     )
 

@@ -8,9 +8,10 @@ from typing import Any
 from traitlets import Float
 from traitlets.config import LoggingConfigurable
 
-from .errors import HubRefused, HubUnavailable, StoreUnavailable
+from .errors import HubRefused, HubUnavailable, LaunchFailed, StoreUnavailable
+from .failures import Failure
 from .hub import Hub
-from .records import FINAL
+from .records import FINAL, LaunchRecord, title_of
 from .starting import launch_id
 from .store import Store
 
@@ -43,8 +44,16 @@ class Reconciler(LoggingConfigurable):
             self._looking.cancel()
             await asyncio.wait([self._looking])
 
-    async def hear(self, launch: str) -> None:
+    async def warn(self, launch: str, message: str) -> None:
+        """The Hub's spawner says that there is trouble with the server of a launch, which goes on."""
+        await self._store.warn(launch, {"message": message, "reason": "out_of_memory"})
+
+    async def hear(self, launch: str, failure: Failure | None = None) -> None:
         """The Hub's spawner says that the server of a launch has ended; believed if the Hub does not show it running.
+
+        Args:
+            launch: its id.
+            failure: why, if it ended by itself.
 
         Raises:
             HubUnavailable: it can't be asked.
@@ -54,14 +63,15 @@ class Reconciler(LoggingConfigurable):
         if record and record.state == "ready":
             server = await self._hub.active_server(record.username, record.server_name)
             if not server or server["pending"] == "stop" or launch_id(server) != launch:
-                await self.server_ended(launch)
+                await self.server_ended(launch, failure)
 
-    async def server_ended(self, launch: str) -> None:
-        """The server of a launch has ended, whoever stopped it."""
+    async def server_ended(self, launch: str, failure: Failure | None = None) -> None:
+        """The server of a launch has ended, whoever stopped it; by itself, if there is a failure."""
         record = await self._store.get(launch)
         if record and record.state == "ready" and not record.stop_by:  # what we stop ends when the Hub is through
-            data = {"message": "The server has ended"}
-            await self._store.change(launch, "stopped", data, unless=(*FINAL, "queued", "starting"))
+            error = failure and _error(record, failure)
+            data = {"message": error["error"] if error else "The server has ended"}
+            await self._store.change(launch, "stopped", data, unless=(*FINAL, "queued", "starting"), error=error)
 
     async def _look(self) -> None:
         """Notice the end of servers that nobody told us of."""
@@ -90,3 +100,10 @@ class Reconciler(LoggingConfigurable):
             if not server or launch_id(server) != record.id:
                 await self._hub.revoke_tokens(record.username, record.server_name, record.id)
                 await self.server_ended(record.id)
+
+
+def _error(record: LaunchRecord, failure: Failure) -> dict[str, Any]:
+    """What there is to say of a server that was up and ended by itself."""
+    details = failure.model_dump(include={"exit_code", "log", "events"}, exclude_none=True)
+    message = f"{title_of(record.username, record.server_name)} has ended: {failure.message}"
+    return LaunchFailed(message, reason=failure.reason, details=details).as_dict()

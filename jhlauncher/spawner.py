@@ -34,7 +34,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,7 +49,7 @@ from traitlets.config import Configurable
 
 from . import environment
 from .errors import InvalidRequest
-from .failures import Evidence, Failure, Reason, StartFailed, hide, secrets_of
+from .failures import OUT_OF_MEMORY, Evidence, Failure, Reason, StartFailed, hide, secrets_of
 from .models import Cpu, Gpu, LaunchSpec, Memory, Phase, Volume
 from .signing import KEY_ENV, OPTIONS_KEY, BadSignature, Signer, token_note
 from .steps import Steps
@@ -166,6 +166,7 @@ class LauncherSpawnerMixin(Configurable):
         self._spec: LaunchSpec | None = None  # of the launch that this start is
         self._suspicion: Failure | None = None  # what a start that takes too long suffers from
         self._hidden: list[str] | None = None  # what must not be shown
+        self._fate: Failure | None = None  # why it ended by itself
 
     # -- what the Hub calls
 
@@ -204,6 +205,8 @@ class LauncherSpawnerMixin(Configurable):
             mark = Signer(self.signing_key).mark(options["id"], self.user.name, self.name)
             self._note({**options, "up": mark})  # a Hub that comes back calls this again
             self._steps.prove({"mark": mark, **self._urls()})
+            super().add_poll_callback(self._find_out_why)  # type: ignore[misc]  # before the Hub stops what is left
+            self.watch_memory(self._tell_of_memory)
         self._steps.end()
         super().add_poll_callback(callback, *args, **kwargs)  # type: ignore[misc]
 
@@ -445,6 +448,13 @@ class LauncherSpawnerMixin(Configurable):
         """What an exception of the spawner's own start means; None if it is not known."""
         return None
 
+    async def why_ended(self) -> Failure | None:
+        """Why a server that was up has ended by itself, while what is left of it is there; None if it is not known."""
+        return None
+
+    def watch_memory(self, tell: Callable[[], None]) -> None:
+        """Have it told whenever a program in the server is ended because it takes too much memory, if that is heard."""
+
     async def collect_evidence(self) -> Evidence:
         """What can be had of a server that failed, while it is still there."""
         return Evidence()
@@ -578,6 +588,19 @@ class LauncherSpawnerMixin(Configurable):
 
     # -- the end
 
+    async def _find_out_why(self) -> None:
+        """The server has ended by itself."""
+        failure = await self._in_time(self.why_ended())
+        if failure and failure.exit_code != 0:  # 0: its user has shut it down
+            evidence = await self._in_time(self.collect_evidence())
+            self._fate = failure.with_evidence(evidence or Evidence()).scrubbed(self._secrets())
+            self.log.warning("%s has ended (%s): %s", self._log_name, self._fate.reason, self._fate.message)
+
+    def _tell_of_memory(self) -> None:
+        options = self._launch_of_this_start()
+        if options:
+            self._tell({"launch": options["id"], "warning": OUT_OF_MEMORY})
+
     def _revoke_tokens(self) -> None:
         """Revoke what the launcher has minted for this server."""
         note = token_note(self.user.name, self.name)
@@ -594,14 +617,18 @@ class LauncherSpawnerMixin(Configurable):
         if not options:
             return  # not of a launch, whatever its options say
         self._store_launch({**options, "ended": True})
+        self._tell({"ended": options["id"], "failure": self._fate.model_dump() if self._fate else None})
+
+    def _tell(self, notice: dict[str, Any]) -> None:
+        """Tell the launcher something of a server."""
         if self.launcher_url:
-            task = asyncio.create_task(self._notify(options["id"]), name=f"tell the end of {self._log_name}")
+            task = asyncio.create_task(self._notify(notice), name=f"tell of {self._log_name}")
             _notices.add(task)
             task.add_done_callback(_notices.discard)
 
-    async def _notify(self, launch_id: str) -> None:
+    async def _notify(self, content: dict[str, Any]) -> None:
         url = url_path_join(self.launcher_url, self.user.settings.get("base_url", "/"), self.launcher_path, "ended")
-        notice = Signer(self.signing_key).seal({"ended": launch_id}, "ended")
+        notice = Signer(self.signing_key).seal(content, "ended")
         tls = self._tls() if url.startswith("https") else None
         try:
             async with (
@@ -610,7 +637,7 @@ class LauncherSpawnerMixin(Configurable):
             ):
                 response.raise_for_status()
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            self.log.info("The launcher at %s could not be told that %s has ended: %s", url, self._log_name, error)
+            self.log.info("The launcher at %s could not be told of %s: %s", url, self._log_name, error)
 
     def _tls(self) -> Any:
         settings = self.user.settings

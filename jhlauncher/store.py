@@ -431,6 +431,16 @@ class Store(LoggingConfigurable):
 
         await self.database.write(work, alone=True)
 
+    async def warn(self, launch: str, data: dict[str, Any]) -> None:
+        """Tell of trouble with a server that goes on."""
+
+        def work(connection: sa.Connection) -> None:
+            record = queries.by_id(connection, launch)
+            if record and record.state == "ready":
+                self._append(connection, launch, "warning", data)
+
+        await self.database.write(work, alone=True)
+
     # -- reading
 
     async def get(self, launch: str) -> LaunchRecord | None:

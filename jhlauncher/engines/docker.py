@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
@@ -313,10 +314,7 @@ class DockerLaunch(LauncherSpawnerMixin):
     async def watch_start(self) -> Failure:
         """Docker tells when the container ends."""
         await self._started.wait()
-        cls = type(self)
-        if cls._events is None:
-            cls._events = ContainerEvents(self.client, self.log)
-        with cls._events.bell(self.object_name) as bell:
+        with self._all_events().bell(self.object_name) as bell:
             while True:
                 rung = bell.listen()
                 failure = await self._end()
@@ -326,14 +324,30 @@ class DockerLaunch(LauncherSpawnerMixin):
                     async with asyncio.timeout(30):
                         await rung.wait()
 
+    async def why_ended(self) -> Failure | None:
+        """As Docker has seen the container's end."""
+        return await self._fate_of_container()
+
+    def watch_memory(self, tell: Callable[[], None]) -> None:
+        """Docker tells when the kernel has ended one of the container's processes for its memory."""
+        self._all_events().on_out_of_memory(self.object_name, tell)
+
+    def _all_events(self) -> ContainerEvents:
+        """The engine's events, for all of the Hub's servers."""
+        cls = type(self)
+        if cls._events is None:
+            cls._events = ContainerEvents(self.client, self.log)
+        return cls._events
+
     async def _end(self) -> Failure | None:
         """How the container that was started has ended; None if it runs, or was not started."""
-        if not self._started.is_set():
-            return None
+        return await self._fate_of_container() if self._started.is_set() else None
+
+    async def _fate_of_container(self) -> Failure | None:
         try:
             state = (await self.docker("inspect_container", self.object_id))["State"]
         except NotFound:
-            return Failure(reason="start_failed", message="Somebody removed the container while it was starting.")
+            return Failure(reason="start_failed", message="Somebody removed the container.")
         if state["Running"]:
             return None
         return ended(state["ExitCode"], out_of_memory=state["OOMKilled"], memory_limit=self.mem_limit)
@@ -363,6 +377,8 @@ class DockerLaunch(LauncherSpawnerMixin):
 
     async def remove_remains(self) -> None:
         """The container, unless the administrator keeps containers, and its anonymous volumes."""
+        if self._events:
+            self._events.forget(self.object_name)
         if self.remove and await self.get_object():
             with suppress(NotFound):
                 await self.docker("remove_container", self.object_id, v=True, force=True)

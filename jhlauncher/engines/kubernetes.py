@@ -249,6 +249,11 @@ class KubernetesLaunch(LauncherSpawnerMixin):
         self._pod_requested = self._starting = False
         self._told: set[tuple[str, int | None]] = set()
 
+    async def why_ended(self) -> Failure | None:
+        """As the pod says."""
+        pod = self._pod()
+        return pods.failure_of(pod, [], self.mem_limit) if pod else None
+
     async def explain(self, error: Exception) -> Failure | None:
         """What Kubernetes' refusal means."""
         if isinstance(error, ApiException):

@@ -103,6 +103,11 @@ class LauncherLocalSpawner(LauncherSpawnerMixin, SimpleLocalProcessSpawner):  # 
         if change.new:
             self._made.set()
 
+    async def why_ended(self) -> Failure | None:
+        """As the process has ended; None after a restart of the Hub, whose child it is no more."""
+        code = self.proc.poll() if self.proc else None
+        return None if code is None else ended(code, out_of_memory=False)
+
     async def explain(self, error: Exception) -> Failure | None:
         """The command could not be run."""
         if isinstance(error, OSError):

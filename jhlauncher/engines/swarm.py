@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +164,14 @@ class SwarmLaunch(DockerLaunch):
                 waiting_since = self._suspicion = None
             await asyncio.sleep(1 if self._started.is_set() else 0.3)
 
+    async def why_ended(self) -> Failure | None:
+        """As the service's latest task says."""
+        status = await self._task_status() if self._own_service else {"State": "running"}
+        return await self._task_ended(status) if status["State"] not in ("running", *_PHASES) else None
+
+    def watch_memory(self, tell: Callable[[], None]) -> None:
+        """Only the node's own engine would hear of it."""
+
     async def _tasks(self) -> list[dict[str, Any]]:
         """Those of our service, the latest at the end."""
         try:
@@ -192,7 +201,7 @@ class SwarmLaunch(DockerLaunch):
         """What a task's last state means."""
         error = status.get("Err") or status.get("Message") or status["State"]
         if status["State"] == "removed":
-            return Failure(reason="start_failed", message="Somebody removed the service while it was starting.")
+            return Failure(reason="start_failed", message="Somebody removed the service.")
         if status["State"] == "rejected":
             return await self._rejected(error)
         container = status.get("ContainerStatus") or {}

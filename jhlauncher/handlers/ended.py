@@ -1,8 +1,11 @@
-"""``ended``: the Hub's spawner tells that the server of a launch has stopped, whoever stopped it."""
+"""``ended``: the Hub's spawner tells that the server of a launch has stopped, whoever stopped it, or has trouble."""
 
 from __future__ import annotations
 
+from pydantic import ValidationError
+
 from ..errors import Unauthenticated
+from ..failures import Failure
 from ..signing import BadSignature
 from .callers import HubHandler
 
@@ -20,10 +23,14 @@ class EndedHandler(HubHandler):
         kind, _, notice = self.request.headers.get("Authorization", "").partition(" ")
         try:
             content = self.services.parts.signer.unseal(notice if kind == "Sealed" else "", "ended", _MAX_AGE)
-            launch = str(content["ended"])
-        except (BadSignature, TypeError, KeyError):
+            launch = str(content["ended"] if "ended" in content else content["launch"])
+            failure = Failure.model_validate(content["failure"]) if content.get("failure") else None
+        except (BadSignature, TypeError, KeyError, ValidationError):
             raise Unauthenticated("This is for the Hub's spawner only.") from None
-        await self.services.parts.reconciler.hear(launch)
+        if "ended" in content:
+            await self.services.parts.reconciler.hear(launch, failure)
+        else:
+            await self.services.parts.reconciler.warn(launch, str(content["warning"]))
         self.clear_header("Content-Type")
         self.set_status(204)
         await self.finish()

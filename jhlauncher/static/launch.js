@@ -76,6 +76,7 @@ export class LaunchRow {
   tell(name, data) {
     if (name === "progress") this.progress = Math.max(this.progress || 0, data.progress);
     if (name === "queued" && data.position) Object.assign(this, { position: data.position, estimate: data.estimate });
+    if (name === "warning" && data.reason) this.trouble = data.message;
     if (data.number) this.add({ id: data.number, event: name, data });
     this.message = data.message || this.message;
     this.show();
@@ -174,12 +175,13 @@ export class LaunchRow {
     const { launch } = this;
     if (launch.state === "queued" && launch.not_before) this.showSaid();
     if (launch.state !== "ready") return;
-    this.said.textContent = launch.expires ? `Stops by itself in ${duration((new Date(launch.expires) - Date.now()) / 1000)}` : `Ready since ${clock(launch.ready)}`;
+    const until = launch.expires ? `Stops by itself in ${duration((new Date(launch.expires) - Date.now()) / 1000)}` : `Ready since ${clock(launch.ready)}`;
+    this.said.textContent = this.trouble ? `${until}. ${this.trouble}` : until;
   }
 
   fails() {
-    const { state, error } = this.launch;
-    if (!error || state !== "failed") return fill(this.failure);
+    const { error } = this.launch;
+    if (!error) return fill(this.failure);
     const { log, events, exit_code: code } = error.details || {};
     const block = (name, lines) => lines?.length > 0 && h("details", { open: true }, h("summary", {}, name), h("pre", { tabindex: 0, "aria-label": `${name} of ${title(this.launch, this.user)}` }, lines.join("\n")));
     fill(
