@@ -393,7 +393,13 @@ class Store(LoggingConfigurable):
                 return error
 
         every = list(ids)
-        return await self.database.write(lambda connection: [one(connection, launch) for launch in every], alone=True)
+        results = await self.database.write(
+            lambda connection: [one(connection, launch) for launch in every], alone=True
+        )
+        for result in results:
+            if isinstance(result, LaunchRecord):
+                self.log.info("Launch %s: %s s from now on, for %s", result.id, seconds or "any number of", by)
+        return results
 
     def _extend(self, connection: sa.Connection, launch: str, seconds: float | None, by: str) -> LaunchRecord:
         record = queries.by_id(connection, launch)
