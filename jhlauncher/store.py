@@ -426,9 +426,11 @@ class Store(LoggingConfigurable):
 
         def work(connection: sa.Connection) -> None:
             record, now = queries.by_id(connection, launch), time.time()
-            if record is None or record.state != "ready" or record.due is None or record.due > now:
+            if record is None or record.state != "ready" or record.ends is None:
                 return
-            if record.ends is None or record.ends <= now:
+            if record.due is None or record.due > now:
+                return
+            if record.ends <= now:
                 self._ask_to_stop(connection, record, LIFETIME)
                 return
             data = {"message": f"The server is stopped in {record.ends - now:.0f} seconds", "ends": record.ends}

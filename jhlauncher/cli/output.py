@@ -361,6 +361,8 @@ class Output:
             if problem["problem"] in error["error"]:
                 continue
             self._err.print(f"  {escape(plain(problem['field']))}: {escape(plain(problem['problem']))}")
+        for item in details.get("items", []):
+            self._err.print(f"  {escape(plain(item['error']))} [dim]({escape(plain(item['reason']))})[/]")
         for line in log_of(details):
             self._err.print(f"  [dim]{escape(plain(line))}[/]")
 
