@@ -28,6 +28,8 @@ class Activity(LoggingConfigurable):
         super().__init__(**kwargs)
         self._hub = hub
         self._known: dict[str, str] = {}
+        self._asked = 0.0
+        """When, in seconds since 1970."""
         self._until = 0.0
         self._asking: asyncio.Task[None] | None = None
 
@@ -44,7 +46,9 @@ class Activity(LoggingConfigurable):
         """
         if not records:
             return {}
-        if time.monotonic() >= self._until and (self._asking is None or self._asking.done()):
+        new = any(record.ready and record.ready > self._asked for record in records)
+        if (new or time.monotonic() >= self._until) and (self._asking is None or self._asking.done()):
+            self._asked = time.time()
             self._asking = asyncio.create_task(self._ask(), name="activity of servers")
         if self._asking:
             await asyncio.wait([self._asking], timeout=_PATIENCE)

@@ -341,7 +341,6 @@ class Launcher(LoggingConfigurable):
         (result,) = await self._store.extend([record.id], seconds, caller.label)
         if isinstance(result, LauncherError):
             raise result
-        self.log.info("Launch %s: another end for %s, in %s seconds", launch, caller.label, seconds)
         return result
 
     # -- servers

@@ -393,7 +393,13 @@ class Store(LoggingConfigurable):
                 return error
 
         every = list(ids)
-        return await self.database.write(lambda connection: [one(connection, launch) for launch in every], alone=True)
+        results = await self.database.write(
+            lambda connection: [one(connection, launch) for launch in every], alone=True
+        )
+        for result in results:
+            if isinstance(result, LaunchRecord):
+                self.log.info("Launch %s: %s s from now on, for %s", result.id, seconds or "any number of", by)
+        return results
 
     def _extend(self, connection: sa.Connection, launch: str, seconds: float | None, by: str) -> LaunchRecord:
         record = queries.by_id(connection, launch)
@@ -420,9 +426,11 @@ class Store(LoggingConfigurable):
 
         def work(connection: sa.Connection) -> None:
             record, now = queries.by_id(connection, launch), time.time()
-            if record is None or record.state != "ready" or record.due is None or record.due > now:
+            if record is None or record.state != "ready" or record.ends is None:
                 return
-            if record.ends is None or record.ends <= now:
+            if record.due is None or record.due > now:
+                return
+            if record.ends <= now:
                 self._ask_to_stop(connection, record, LIFETIME)
                 return
             data = {"message": f"The server is stopped in {record.ends - now:.0f} seconds", "ends": record.ends}

@@ -367,3 +367,42 @@ async def test_a_hub_that_is_away_hides_no_class(service: Service):
     await service.hub.stop()
     found = await shown(service, batch)
     assert found["counts"]["ready"] == 3
+
+
+# -- what there is room for
+
+
+async def test_options_tell_every_limit_and_what_is_in_use(hub: FakeHub, database_url: str):
+    together = {"servers": 5, "cpu": 4, "memory": "8G", "gpu": 2}
+    limits = {"limits": {"user": together, "group": together, "all": together}, "lifetime": 3600}
+    rules = [{"name": "course-1", "groups": ["*"], "images": ["*"], "cpu": 2, "memory": "4G", "gpu": 1, **limits}]
+    hub.users |= {name: {"groups": ["course-1"]} for name in COURSE}
+    takes = {"cpu": {"limit": 2}, "memory": {"limit": "2G"}, "gpu": {"limit": 1}}
+    async with running_service(
+        hub, Database={"url": database_url}, **SETTINGS | {"Policy": {"rules": rules}}
+    ) as service:
+        await ready(service, "ada", **takes)
+        status, options = await service.request("GET", "options?group=course-1")
+        assert (status, options["username"], options["members"]) == (200, "ada", COURSE)
+        fields = options["request"]["properties"]
+        assert [fields[name]["x-maximum"] for name in ("cpu", "memory", "gpu")] == [2, 4 * 1024**3, 1]
+        assert fields["lifetime"]["maximum"] == 3600
+        told = {(limit["key"], limit["resource"]): (limit["used"], limit["most"]) for limit in options["limits"]}
+        mine = {"servers": (1, 5), "cpu": (2, 4), "memory": (2 * 1024**3, 8 * 1024**3), "gpu": (1, 2)}
+        keys = ("user:ada", "group:course-1", "all")
+        assert told == {(key, resource): amounts for key in keys for resource, amounts in mine.items()}
+        status, error = await service.request("GET", "options?group=nobody")
+        assert (status, error["reason"]) == (400, "group_empty")
+
+
+async def test_what_waits_is_in_use_where_a_full_limit_refuses(hub: FakeHub, database_url: str):
+    hub.hold_starts.clear()
+    rules = [{"name": "r", "images": ["*"], "limits": {"user": {"servers": 2}}, "when_full": "refuse"}]
+    settings = SETTINGS | {"Policy": {"rules": rules}, "StartBound": {"concurrent_starts": 1}}
+    async with running_service(hub, Database={"url": database_url}, **settings) as service:
+        for name in ("", "second"):
+            body = {"username": "ada", "server_name": name, **LAUNCH}
+            assert (await service.request("POST", "launches", json=body))[0] == 202
+        (limit,) = (await service.request("GET", "options?username=ada"))[1]["limits"]
+        assert (limit["used"], limit["when_full"]) == (2, "refuse")
+        hub.hold_starts.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from argparse import Namespace
 from collections import Counter
 from contextlib import aclosing
@@ -62,14 +63,12 @@ async def start(client: LauncherClient, args: Namespace, output: Output) -> int:
             output.note(f"The class goes on: jhlauncher batch show {batch['id']}, or batch stop {batch['id']}")
             raise
     output.batch_started(batch)
-    if not batch["counts"].keys() - {"refused"}:
-        return REFUSED
     return DONE if _is_well(batch) else FAILED
 
 
 def _names(file: str) -> list[str]:
     try:
-        text = Path("/dev/stdin" if file == "-" else file).read_text()
+        text = sys.stdin.read() if file == "-" else Path(file).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise Usage(f"The names can't be read from {file}: {error}.") from None
     return [name for line in text.splitlines() if (name := line.strip()) and not name.startswith("#")]

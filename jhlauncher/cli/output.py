@@ -397,6 +397,8 @@ class Output:
             self._err.print(
                 f"  row {row['row']} {escape(plain(row['said']))}: {escape(plain('; '.join(row['problems'])))}"
             )
+        for item in details.get("items", []):
+            self._err.print(f"  {escape(plain(item['error']))} [dim]({escape(plain(item['reason']))})[/]")
         for line in log_of(details):
             self._err.print(f"  [dim]{escape(plain(line))}[/]")
 

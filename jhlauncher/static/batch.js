@@ -28,7 +28,8 @@ export class BatchCard {
     this.said = h("p", { class: "said", role: "status" });
     const button = (text, look, action) => h("button", { class: `btn btn-sm btn-outline-${look}`, type: "button", "aria-describedby": id, onclick: action }, text);
     this.buttons = h("div", { class: "actions" }, button("Extend all", "contrast", () => this.extend()), button("Stop all", "danger", () => this.stop()));
-    this.problems = h("ul", { class: "problems" });
+    this.problems = h("ul", { class: "problems" }); // who was not accepted
+    this.outcome = h("ul", { class: "problems" }); // what could not be done, and for whom
     this.rows = h("tbody");
     const head = h("thead", {}, h("tr", {}, COLUMNS.map((name) => h("th", { scope: "col" }, name))));
     const table = h("table", { class: "table table-sm", "aria-labelledby": id }, head, this.rows);
@@ -38,7 +39,7 @@ export class BatchCard {
       h("summary", {}, "What each server is doing"),
       h("div", { class: "people", role: "region", tabindex: 0, "aria-labelledby": id }, table),
     );
-    this.element = h("article", { class: "batch", "data-id": batch.id, "aria-labelledby": id }, this.name, this.whole, this.said, this.buttons, this.problems, this.details);
+    this.element = h("article", { class: "batch", "data-id": batch.id, "aria-labelledby": id }, this.name, this.whole, this.said, this.buttons, h("div", { role: "alert" }, this.outcome), this.problems, this.details);
     setInterval(() => this.details.open && !document.hidden && this.element.isConnected && this.lookAgain(), LOOK_AGAIN);
     this.look(batch);
   }
@@ -62,12 +63,8 @@ export class BatchCard {
     const shown = [...[...this.people.values()].map((person) => person.row), ...turnedAway];
     if (shown.length !== this.rows.children.length || !before.size) fill(this.rows, shown);
     for (const person of this.people.values()) showPerson(person);
-    if (this.problems.childElementCount !== this.refused.length) this.tell_problems(this.refused.map(({ error }) => error.error));
+    if (this.problems.childElementCount !== this.refused.length) list(this.problems, this.refused.map(({ error }) => error.error));
     this.show();
-  }
-
-  tell_problems(texts) {
-    fill(this.problems, texts.map((text) => h("li", {}, text)));
   }
 
   async lookAgain() {
@@ -126,11 +123,11 @@ export class BatchCard {
       if (!answer) return;
       const refused = answer.items.filter(({ error }) => error);
       for (const { launch } of answer.items) this.update(launch);
-      this.tell_problems([...new Set(refused.map(({ launch, error }) => `${title(launch)}: ${error.error}`))]);
+      list(this.outcome, refused.map(({ launch, error }) => `${title(launch)}: ${error.error}`));
       const done = many(answer.items.length - refused.length, "server");
       announce(refused.length ? `${done} extended, ${refused.length} not.` : `${done} extended.`);
     } catch (error) {
-      this.tell_problems([error.message]);
+      list(this.outcome, [error.message]);
     }
   }
 
@@ -139,10 +136,12 @@ export class BatchCard {
     try {
       await ask("DELETE", `batches/${this.id}`);
     } catch (error) {
-      this.tell_problems([error.message]);
+      list(this.outcome, [error.message]);
     }
   }
 }
+
+const list = (element, texts) => fill(element, texts.map((text) => h("li", {}, text)));
 
 // -- what each server is doing
 

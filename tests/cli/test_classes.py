@@ -90,6 +90,7 @@ async def test_what_starts_no_class(service: Service):
         ([], 2, "Say for whom"),
         (["--users-file", "/nonexistent"], 2, "can't be read"),
         (["--group", "nobody"], 3, "(group_empty)"),
+        (["--user", "ada", "--template", "none"], 3, "template: none is not allowed"),
         (["--user", "ada", "ada "], 3, "users.1"),
         (["--user", "ada", "--stagger", "soon"], 2, "is not a time"),
     ):

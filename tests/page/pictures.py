@@ -74,6 +74,7 @@ async def a_teacher(browser: Browser, hub: RealHub) -> None:
     await page.get_by_role("radio", name="astronomy-1").check()
     await page.get_by_text("Each server starts at once").wait_for()
     await page.get_by_role("button", name="Start 8 servers").click()
+    await page.get_by_text("What each server is doing").click()
     await page.locator('.launch[data-state="ready"]').nth(2).wait_for()
     await keep(page, "page-class")
 

@@ -53,8 +53,8 @@ async def test_a_class_of_twenty(visit: Visit, hub: RealHub):
     await page.get_by_role("checkbox", name=PUPILS[7]).check()
     await page.get_by_role("button", name="Stop 2 servers").click()
     await page.get_by_role("dialog").get_by_role("button", name="Stop them").click()
-    await expect(batch.get_by_role("status")).to_have_text("18 ready, 2 ended")
-    await expect(later.locator(".batch").get_by_role("status")).to_have_text("18 ready, 2 ended")
+    await expect(batch.get_by_role("status")).to_have_text("18 ready, 2 ended", timeout=30_000)
+    await expect(later.locator(".batch").get_by_role("status")).to_have_text("18 ready, 2 ended", timeout=30_000)
     await batch.get_by_role("button", name="Stop all").click()
     await page.get_by_role("dialog").get_by_role("button", name="Stop them").click()
     await expect(batch.get_by_role("status")).to_have_text("20 ended", timeout=60_000)
@@ -99,7 +99,8 @@ async def test_more_time(visit: Visit):
     page = await visit("teacher")
     await name_class(page, "course-1", PUPILS[15], PUPILS[16])
     await page.get_by_role("button", name="Start 2 servers").click()
-    batch = page.locator(".batch").filter(has_text="2 ready")
+    batch = page.locator(".batch")
+    await expect(batch.get_by_role("status")).to_have_text("2 ready", timeout=30_000)
     await batch.get_by_text("What each server is doing").click()
     own = await visit(PUPILS[15])
     mine = own.locator('.launch[data-state="ready"]')
@@ -129,6 +130,7 @@ async def test_more_time(visit: Visit):
     await batch.get_by_role("button", name="Stop all").click()
     await page.get_by_role("dialog").get_by_role("button", name="Stop them").click()
     await in_state(own, "stopped")
+    await expect(batch.get_by_role("status")).to_have_text("2 ended", timeout=30_000)
 
 
 async def test_the_first_click_counts(visit: Visit):
