@@ -136,8 +136,10 @@ def inside(hub: DockerHub, users: Iterable[str], script: str) -> set[str]:
     """What a shell says in these users' containers."""
 
     def one(user: str) -> str:
-        container = f"{hub.id}-{user}"
-        return str(hub.docker.exec_start(hub.docker.exec_create(container, ["sh", "-c", script])).decode().strip())
+        escaped = user.replace("-", "-2d") + "(.launch)?$"  # as DockerSpawner has it
+        [container] = hub.docker.containers(filters={"name": f"/{hub.id}-{escaped}"})
+        command = hub.docker.exec_create(container["Id"], ["sh", "-c", script])
+        return str(hub.docker.exec_start(command).decode().strip())
 
     return {one(user) for user in users}
 
