@@ -45,7 +45,7 @@ class DiskError(Exception):
 
 
 class _NotAllowed(DiskError):
-    """The Docker host can't give a container what the work needs."""
+    """The Docker host can't give a container the capability that the work needs."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Disks:
         patient = replace(self, timeout=max(self.timeout, _PATIENCE))
         try:
             patient._run(failed, "grow", name, _whole(size), more=["SYS_RESOURCE"])
-        except _NotAllowed:
+        except _NotAllowed:  # said by older Docker Engines at the start, and by the kernel under later ones
             patient._run(failed, "grow_unused", name, _whole(size))
 
     def remove(self, name: str) -> None:
@@ -164,11 +164,14 @@ class Disks:
         self.client.start(container)
         try:
             status = self.client.wait(container, timeout=self.timeout)["StatusCode"]
-        except (requests.Timeout, requests.ConnectionError):  # urllib3's time-out while it reads is either
+        except (requests.Timeout, requests.ConnectionError) as error:
+            if "timed out" not in str(error):
+                raise
             raise DiskError(f"{failed}: it takes more than {self.timeout:g} seconds") from None
         if status:
             said = self.client.logs(container, stdout=False, stderr=True).decode(errors="replace")
-            raise DiskError(f"{failed}: {' '.join(said.split()) or f'exit status {status}'}")
+            kind = _NotAllowed if "Permission denied to resize" in said else DiskError
+            raise kind(f"{failed}: {' '.join(said.split()) or f'exit status {status}'}")
         return cast("bytes", self.client.logs(container, stdout=True, stderr=False)).decode()
 
     def _remove_lost(self) -> None:

@@ -44,12 +44,20 @@ class DockerEngine:
         network = self._spawner.network_name
         if network and network not in ("bridge", "host", "none"):
             yield await self._check_network(network, f"docker network create {network}")
+        if self._kind():
+            yield await self._check_disks_image(self._spawner.disks_image)
         if not self._spawner.remove:
             yield warning(
                 "engine",
                 "DockerSpawner.remove is off: a plain start takes an old container up again, with its old image.",
                 "c.DockerSpawner.remove = True, unless that is what you want. Launches are not concerned.",
             )
+
+    async def _check_disks_image(self, image: str) -> Finding:
+        if await self._inspected("inspect_image", image):
+            return good("disks", f"There is the image {image}, which makes disks.")
+        build = f"docker build -f etc/docker/Dockerfile --target disks -t {image} ."
+        return problem("disks", f"There is no image {image}, which would make disks.", build)
 
     async def _check_network(self, network: str, command: str) -> Finding:
         try:
@@ -210,6 +218,8 @@ class SwarmEngine(DockerEngine):
                 "Run the Hub on a manager (placement constraint node.role == manager), or docker node promote NODE.",
             )
             return
+        if self._kind():
+            yield await self._check_disks_image(self._spawner.disks_image)
         yield good("swarm", f"This node is a manager of a swarm of {swarm.get('Nodes')}.")
         network = self._spawner.network_name
         if network:

@@ -115,8 +115,13 @@ def inside(hub: Any, user: str, script: str) -> str:
 
 def volumes(hub: Any, *arguments: str) -> tuple[int, Any]:
     """``jhlauncher volumes``: the exit status, and what is told."""
+    return operated(hub, "volumes", *arguments)
+
+
+def operated(hub: Any, *arguments: str) -> tuple[int, Any]:
+    """What a command of ``jhlauncher`` says where the Hub runs."""
     done = subprocess.run(
-        [sys.executable, "-m", "jhlauncher", "volumes", "--hub-config=jupyterhub_config.py", "--json", *arguments],
+        [sys.executable, "-m", "jhlauncher", *arguments, "--hub-config=jupyterhub_config.py", "--json"],
         cwd=hub.folder, capture_output=True, text=True, timeout=120, env={**os.environ, **hub.environment},
     )  # fmt: skip
     return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
@@ -277,6 +282,8 @@ class TestDocker(OnDisks):
         assert status == 0
 
     async def test_no_image(self, hub: Any):
+        _, findings = operated(hub, "check")
+        assert {each["check"]: each["status"] for each in findings}["disks"] == "ok"
         disks = Disks(hub.docker, "loopback", "no-such-image:1", hub.disks.folder, "")
         assert "docker build -f etc/docker/Dockerfile --target disks -t no-such-image:1 ." in failure_of(disks.listed)
         assert "disks_volume_group" in failure_of(Disks(hub.docker, "lvm", hub.disks.image, "", "").listed)
