@@ -15,12 +15,12 @@ test: $(VENV)/.ready
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # the same suite on the oldest versions that pyproject.toml admits, but for what does not depend on them: docs, looks,
-# deployments, whose images have the versions of the lock, many servers at once in the page, of which its other tests show
-# that it works with the oldest Hub, pulls, disks and packages, for which both have the same client, and kills at every
+# deployments, whose images have the versions of the lock, many servers at once, in the page and of a class, of which other
+# tests show that they work with the oldest Hub, pulls, disks and packages, for which both have the same client, and kills at every
 # step of the manager
 NEWEST_ONLY = tests/test_docs.py tests/test_examples.py tests/page/test_looks.py tests/page/test_class.py \
 	tests/deployments tests/engines/test_pulling.py tests/engines/test_disks.py tests/engines/test_packages.py \
-	tests/manager/test_killed.py
+	tests/manager/test_killed.py tests/people/test_class_of_thirty.py
 test-oldest:
 	@$(MAKE) --no-print-directory test VENV=.venv-oldest LOCK=requirements/oldest.txt \
 	  PYTEST_ARGS="$(PYTEST_ARGS) $(NEWEST_ONLY:%=--ignore=%)"
