@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC
 from functools import partial
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from jupyterhub.auth import Authenticator, PAMAuthenticator
 from jupyterhub.handlers.base import BaseHandler
+from jupyterhub.utils import new_token
 from sqlalchemy.orm import object_session
 from traitlets import Bool, Float, Int, List, Unicode, default
 from traitlets.config import Configurable
@@ -71,8 +72,8 @@ class SetsPasswords(Configurable):
         passwords.forget(*_row_of(user))
         await _awaited(super().delete_user(user))  # type: ignore[misc]
 
-    def read_link(self, token: str) -> tuple[str, float]:
-        """The name of the user whose password a link sets, and when the link was made.
+    def read_link(self, token: str) -> Link:
+        """What a link says.
 
         Raises:
             BadLink: it is not the launcher's, or too old.
@@ -80,12 +81,18 @@ class SetsPasswords(Configurable):
         """
         try:
             said = Signer(self.signing_key).unseal(token, "password")
-            user, issued, expires = str(said["user"]), float(said["issued"]), float(said["expires"])
+            link = Link(str(said["user"]), float(said["issued"]), bool(said["admin"]))
+            expires = float(said["expires"])
         except (BadSignature, KeyError, TypeError, ValueError):
             raise BadLink("This link is not complete, or not of this JupyterHub.") from None
         if time.time() > expires:
             raise BadLink("This link is too old.")
-        return user, issued
+        return link
+
+    def is_trusted(self, user: Any) -> bool:
+        """Whether a user may do more than users may: an administrator, or somebody with a role of their own."""
+        roles = {role.name for owner in (user.orm_user, *user.orm_user.groups) for role in owner.roles}
+        return bool(user.admin or user.name in self.admin_users or roles - {"user"})  # type: ignore[attr-defined]
 
     def objection(self, username: str, password: str) -> str | None:
         """What is wrong with a password; None if nothing is."""
@@ -98,6 +105,17 @@ class SetsPasswords(Configurable):
         return None
 
 
+class Link(NamedTuple):
+    """What a link says."""
+
+    username: str
+    """Whose password it sets."""
+    issued: float
+    """Seconds since 1970."""
+    by_admin: bool
+    """Whether an administrator of the Hub asked for it."""
+
+
 class BadLink(Exception):
     """A link can't be used; the text is for who has it."""
 
@@ -106,12 +124,12 @@ class PasswordNotSet(Exception):
     """A password could not be kept; the text is for the Hub's log."""
 
 
-def _row_of(user: Any) -> tuple[Any, int]:
-    """The Hub's database, and this user's number in it: the Hub itself sometimes has no more of them than their row."""
+def _row_of(user: Any) -> tuple[Any, passwords.Owner]:
+    """The Hub's database, and who this is in it: the Hub itself sometimes has no more of a user than their row."""
     row = getattr(user, "orm_user", user)
     db: Any = object_session(row)
     passwords.make_table(db)  # users may come before the Hub has handlers
-    return db, row.id
+    return db, passwords.Owner(row.id, row.created.isoformat())
 
 
 async def _awaited(result: Any) -> Any:
@@ -146,14 +164,17 @@ class SetPasswordHandler(BaseHandler):  # type: ignore[misc]
         password = self.get_body_argument("password", "", strip=False)
         try:
             async with self.sets.setting:
-                user, issued = self._user(token)
+                user, link = self._user(token)
                 problem = self.sets.objection(user.name, password)
                 if not problem and password != self.get_body_argument("again", "", strip=False):
                     problem = "The two passwords are not the same."
                 if problem:
                     return await self._show(400, token=token, username=user.name, problem=problem)
                 kept = await self.sets.store_password(user, password)
-                passwords.keep(self.db, user.orm_user.id, kept, issued=issued)
+                account = passwords.account_of(*_row_of(user))
+                passwords.keep(*_row_of(user), kept, issued=link.issued, account=account)
+                user.orm_user.cookie_id = new_token()  # whoever was logged in with the old one is not any more
+                self.db.commit()
         except BadLink as error:
             return await self._show(403, bad=str(error))
         except PasswordNotSet as error:
@@ -163,21 +184,23 @@ class SetPasswordHandler(BaseHandler):  # type: ignore[misc]
         self.log.info("%s has set a password with a link", user.name)
         return await self._show(200, done=True, username=user.name)
 
-    def _user(self, token: str) -> tuple[Any, float]:
-        """Whose password is to be set, and when the link was made.
+    def _user(self, token: str) -> tuple[Any, Link]:
+        """Whose password is to be set, and the link.
 
         Raises:
             BadLink: there is no such user, or the link can't be used any more.
 
         """
-        username, issued = self.sets.read_link(token)
-        user = self.find_user(username)
+        link = self.sets.read_link(token)
+        user = self.find_user(link.username)
         # an account that was removed and made again is another person's
-        if user is None or issued + _CLOCKS < user.created.replace(tzinfo=UTC).timestamp():
+        if user is None or link.issued + _CLOCKS < user.created.replace(tzinfo=UTC).timestamp():
             raise BadLink("There is no such account any more.")
-        if issued <= (passwords.set_at(self.db, user.orm_user.id) or 0):
+        if link.issued <= passwords.set_at(*_row_of(user)):
             raise BadLink("This link has been used, or a newer one has.")
-        return user, issued
+        if self.sets.is_trusted(user) and not link.by_admin:
+            raise BadLink("This account may do more than others: only an administrator's link sets its password.")
+        return user, link
 
     async def _show(self, status: int, **values: Any) -> None:
         self.set_status(status)
@@ -210,7 +233,7 @@ class LauncherPasswordAuthenticator(SetsPasswords, Authenticator):  # type: igno
         username: str = self.normalize_username(data.get("username", ""))
         password = data.get("password", "")
         user = handler.find_user(username)
-        kept = passwords.hash_of(handler.db, user.orm_user.id if user else None)
+        kept = passwords.hash_of(handler.db, _row_of(user)[1] if user else None)
         if len(password) <= _MOST_CHARACTERS and await _aside(passwords.matches, kept, password):
             return username
         await asyncio.sleep(self.failed_delay)
@@ -257,18 +280,18 @@ class LauncherPAMAuthenticator(SetsPasswords, PAMAuthenticator):  # type: ignore
 
         """
         await self._run([*self.useradd, "--", user.name])
-        passwords.keep(*_row_of(user), "", issued=0)
+        passwords.keep(*_row_of(user), account=user.name)
 
     async def delete_user(self, user: Any) -> None:
         """Remove the system account, if that is configured."""
-        ours = passwords.set_at(*_row_of(user)) is not None
+        account = passwords.account_of(*_row_of(user))
         await super().delete_user(user)
-        if ours and self.userdel:
-            await self._run([*self.userdel, "--", user.name])
+        if account == user.name and self.userdel:
+            await self._run([*self.userdel, "--", account])
 
     async def store_password(self, user: Any, password: str) -> str:
         """As the system account's."""
-        if passwords.set_at(*_row_of(user)) is None:
+        if passwords.account_of(*_row_of(user)) != user.name:  # it was not, or the user was renamed since
             raise PasswordNotSet("its system account was not made by this Hub; set its password with passwd(1)")
         try:
             await self._run(["chpasswd"], f"{user.name}:{password}\n")

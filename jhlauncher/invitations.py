@@ -61,33 +61,36 @@ class Invitations(LoggingConfigurable):
         self._signer = signer
         self.mailer = mailer
 
-    def link(self, username: str, hub_url: str) -> str:
+    def link(self, username: str, hub_url: str, *, by_admin: bool) -> str:
         """A link with which its holder sets this user's password, once.
 
         Args:
             username: whose password.
             hub_url: the Hub's address, ending with ``/hub/``.
+            by_admin: whether an administrator asks for it; only then it works for those who may do more than others.
 
         """
         now = time.time()
-        said = {"user": username, "issued": now, "expires": now + self.link_lifetime}
+        said = {"user": username, "issued": now, "expires": now + self.link_lifetime, "admin": by_admin}
         return f"{hub_url}{SET_PASSWORD}?{urlencode({'token': self._signer.seal(said, 'password')})}"
 
-    def at_work(self, hub_url: str, *, again: bool) -> InvitationRun:
+    def at_work(self, hub_url: str, *, again: bool, by_admin: bool) -> InvitationRun:
         """For several invitations over one connection to the mail server.
 
         Args:
             hub_url: the Hub's address.
             again: also those who have had one, or may have.
+            by_admin: whether an administrator asks for it.
 
         """
-        return InvitationRun(self, self._register, hub_url, again)
+        return InvitationRun(self, self._register, hub_url, again, by_admin)
 
 
 class InvitationRun:
     """Several invitations, over one connection."""
 
-    def __init__(self, invitations: Invitations, register: Register, hub_url: str, again: bool) -> None:
+    def __init__(self, invitations: Invitations, register: Register, hub_url: str, again: bool, by_admin: bool) -> None:
+        self._by_admin = by_admin
         self._invitations = invitations
         self._register = register
         self._hub_url = hub_url
@@ -134,6 +137,7 @@ class InvitationRun:
 
     def _message(self, person: PersonRecord) -> EmailMessage:
         ours = self._invitations
+        link = ours.link(person.username, self._hub_url, by_admin=self._by_admin) if ours.login == "link" else None
         return ours.mailer.compose(
             "invitation",
             person.emails,
@@ -141,7 +145,7 @@ class InvitationRun:
                 "name": person.name,
                 "username": person.username,
                 "hub_url": self._hub_url,
-                "link": ours.link(person.username, self._hub_url) if ours.login == "link" else None,
+                "link": link,
                 "days": round(ours.link_lifetime / 86400, 1),
             },
         )

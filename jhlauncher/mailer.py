@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from contextlib import suppress
 from email.headerregistry import Address
 from email.message import EmailMessage
@@ -173,7 +175,7 @@ class Connection:
         try:
             refused, _ = await client.send_message(message)
         except aiosmtplib.SMTPRecipientsRefused as error:
-            raise MailFailed("; ".join(f"{each.recipient}: {_said(each)}" for each in error.recipients)) from error
+            raise MailFailed(_clean(f"{each.recipient}: {each.message}" for each in error.recipients)) from error
         except aiosmtplib.SMTPResponseException as error:
             closing = error.code == _CLOSING
             await (self.close() if closing else self._reset())
@@ -183,7 +185,7 @@ class Connection:
             raise MailFailed(
                 f"The connection to the mail server broke ({_said(error)}): it may have been sent", maybe_sent=True
             ) from error
-        return "; ".join(f"{address}: {reply.code} {reply.message}" for address, reply in refused.items()) or None
+        return _clean(f"{address}: {reply.code} {reply.message}" for address, reply in refused.items()) or None
 
     async def _connected(self) -> aiosmtplib.SMTP:
         if self._client and self._client.is_connected:
@@ -242,4 +244,11 @@ def _message(headers: dict[str, Any]) -> EmailMessage:
 
 def _said(error: Exception) -> str:
     """What an error says, in one line."""
-    return " ".join(str(getattr(error, "message", "") or error or type(error).__name__).split())[:300]
+    return _clean([str(getattr(error, "message", "") or error or type(error).__name__)])
+
+
+def _clean(texts: Iterable[str]) -> str:
+    """A mail server's words: one line of printable text, not too long, and without a link that it may have quoted."""
+    text = "; ".join(texts)
+    text = re.sub(r"token=\S+", "token=[hidden]", text.encode("utf-8", "replace").decode())
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:300]

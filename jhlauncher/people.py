@@ -5,6 +5,7 @@ Whatever is done for somebody may be cut off and asked for again: an account tha
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,20 @@ class People:
         self._invitations = invitations
         self._signer = signer
         self._stop = stop
+        self.reading = asyncio.Semaphore(2)
+        """Held while a roster is read, which takes long for a large one."""
+
+    def check(self, caller: Caller) -> None:
+        """See that the caller may manage people at all, before anything of theirs is looked at.
+
+        Raises:
+            Forbidden: they may not.
+
+        """
+        if "admin:users" not in caller.scopes:
+            raise Forbidden(
+                "Your token's scopes do not reach this: admin:users is needed.", details={"needs": "admin:users"}
+            )
 
     async def plan(self, manager: Manager, roster: Roster, request: EnrolRequest) -> Enrolment:
         """What a roster comes to; nothing is touched yet.
@@ -74,7 +89,7 @@ class People:
             HubUnavailable, StoreUnavailable: try again.
 
         """
-        _check_scopes(manager.caller, roster)
+        _check_groups(manager.caller, roster)
         if not roster.rows:
             raise InvalidRequest("The roster can't be used: it has no rows.", reason="bad_roster")
         if request.links and self._invitations.login != "link":
@@ -82,10 +97,12 @@ class People:
         users = HubUsers(self._hub, manager.token)
         models = {model["name"]: model async for model in users.all()}
         await self._assign(roster, models)
-        await self._protect_administrators(users, roster, models)
+        by_admin = await users.is_admin()
+        if not by_admin:
+            _protect_administrators(roster, models)
         if roster.bad and (request.mode == "all" or len(roster.bad) == len(roster.rows)):
             raise _refused(roster)
-        return Enrolment(self, manager, users, roster, request, models)
+        return Enrolment(self, manager, users, roster, request, models, by_admin)
 
     async def _assign(self, roster: Roster, models: dict[str, Any]) -> None:
         """Give everybody their user name."""
@@ -93,20 +110,7 @@ class People:
         hashed = {person.identity: self.identity(person.identity) for person in persons}
         names = await self._register.names_of(list(hashed.values()))
         known = {identity: names[key] for identity, key in hashed.items() if key in names}
-        roster.assign(known, {*models, *await self._register.taken()})
-
-    async def _protect_administrators(self, users: HubUsers, roster: Roster, models: dict[str, Any]) -> None:
-        """Only administrators may make or invite administrators, who could act as them else."""
-        theirs = [
-            row.number
-            for row in roster.rows
-            if row.person and (row.person.admin or models.get(row.username, {}).get("admin"))
-        ]
-        if theirs and not await users.is_admin():
-            raise Forbidden(
-                f"Row {theirs[0]} is or would be an administrator of JupyterHub: only an administrator's token may "
-                "make, mail or link to one."
-            )
+        await asyncio.to_thread(roster.assign, known, {*models, *await self._register.taken()})
 
     def identity(self, identity: str) -> str:
         """What is kept of a person's identity: a keyed hash."""
@@ -133,10 +137,7 @@ class People:
             Forbidden: the caller may remove nobody.
 
         """
-        if "delete:users" not in manager.caller.scopes:
-            raise Forbidden(
-                "Your token's scopes do not reach this: delete:users is needed.", details={"needs": "delete:users"}
-            )
+        self.check(manager.caller)
         users = HubUsers(self._hub, manager.token)
         for username in dict.fromkeys(usernames):
             try:
@@ -165,12 +166,16 @@ class Enrolment:
         roster: Roster,
         request: EnrolRequest,
         models: dict[str, Any],
+        by_admin: bool,
     ) -> None:
         self._people = people
         self._manager = manager
         self._users = users
         self._request = request
         self._models = models
+        self._by_admin = by_admin
+        self._strangers: set[str] = set()
+        """Whose accounts were there before, with other addresses or none."""
         self.roster = roster
 
     async def run(self) -> AsyncGenerator[UserResult, None]:
@@ -191,7 +196,9 @@ class Enrolment:
         records = await self._keep(good)
         await self._make_groups(good)
         again = self._request.mail == "again"
-        async with self._people._invitations.at_work(self._manager.hub_url, again=again) as invitations:
+        async with self._people._invitations.at_work(
+            self._manager.hub_url, again=again, by_admin=self._by_admin
+        ) as invitations:
             for start in range(0, len(good), _TOGETHER):
                 part = good[start : start + _TOGETHER]
                 failed = await self._make_accounts(part)
@@ -215,11 +222,16 @@ class Enrolment:
         for row in rows:
             assert row.person  # noqa: S101  (for mypy: rows without a person have problems)
             known = held.get(row.username)
+            emails = row.person.emails or (known.emails if known else [])
+            invited = bool(row.person.emails or self._request.links) and not self._request.adopt
+            if invited and row.username in self._models and (not known or known.emails != emails):
+                self._strangers.add(row.username)
+                emails = known.emails if known else []
             records[row.username] = PersonRecord(
                 username=row.username,
                 identity=known.identity if known else self._people.identity(row.person.identity),
                 name=row.person.name or (known.name if known else ""),
-                emails=row.person.emails or (known.emails if known else []),
+                emails=emails,
                 caller=self._manager.caller.label,
             )
         await self._people._register.keep(list(records.values()))
@@ -268,24 +280,47 @@ class Enrolment:
             await self._users.add_to_group(group, names)
 
     async def _invited(self, row: Row, record: PersonRecord, invitations: InvitationRun) -> UserResult:
+        if row.username in self._strangers:
+            return self._result(row, problems=[_STRANGER])
         if self._request.links:
-            return self._result(row, link=self._people._invitations.link(row.username, self._manager.hub_url))
+            link = self._people._invitations.link(row.username, self._manager.hub_url, by_admin=self._by_admin)
+            return self._result(row, link=link)
         if self._request.mail == "no":
             return self._result(row)
         invited = await invitations.send(record)
         return self._result(row, mail=invited.mail, problems=[invited.problem] if invited.problem else [])
 
 
-def _check_scopes(caller: Caller, roster: Roster) -> None:
-    """See that the caller's own scopes reach what the roster comes to.
+_STRANGER = (
+    "There is an account of this name, which was not made with these addresses, so no mail and no link went to them. "
+    "If it is the same person, say so with adopt"
+)
+
+
+def _protect_administrators(roster: Roster, models: dict[str, Any]) -> None:
+    """Only administrators may make or invite administrators; the Hub's page for passwords looks again.
+
+    Raises:
+        Forbidden: there is one.
+
+    """
+    for row in roster.rows:
+        if row.person and (row.person.admin or models.get(row.username, {}).get("admin")):
+            raise Forbidden(
+                f"Row {row.number} is or would be an administrator of JupyterHub: only an administrator's token may "
+                "make, mail or link to one."
+            )
+
+
+def _check_groups(caller: Caller, roster: Roster) -> None:
+    """See that the caller's own scopes reach the groups.
 
     Raises:
         Forbidden: they don't.
 
     """
     groups = {group for row in roster.rows if row.person for group in row.person.groups}
-    needed = {"admin:users": {"admin:users"}}
-    needed |= {f"groups!group={name}": {"groups", f"groups!group={name}"} for name in sorted(groups)}
+    needed = {f"groups!group={name}": {"groups", f"groups!group={name}"} for name in sorted(groups)}
     missing = [scope for scope, enough in needed.items() if caller.scopes.isdisjoint(enough)]
     if missing:
         raise Forbidden(

@@ -51,6 +51,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 (https://owasp.org/www-community/attacks/CSV_Injection)."""
 _JOINERS = "\u200c\u200d"
 """Which Persian and Indic names are written with; all other invisible characters can only mislead."""
+_HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 _YES, _NO = {"1", "true", "yes", "y", "x", "admin"}, {"", "0", "false", "no", "n"}
 
 
@@ -62,7 +63,7 @@ def _check(condition: bool, problem: str) -> None:
 def _text(value: str) -> str:
     """One line of visible text, in the form in which equal texts are equal (NFC)."""
     value = " ".join(unicodedata.normalize("NFC", value).split(" ")).strip()
-    hidden = [char for char in value if unicodedata.category(char)[0] == "C" and char not in _JOINERS]
+    hidden = [char for char in value if unicodedata.category(char) in _HIDDEN and char not in _JOINERS]
     _check(not hidden, "has line breaks, or control or invisible characters")
     _check(not value.startswith(_FORMULA), "begins as a formula of a spreadsheet does")
     return value
@@ -71,6 +72,7 @@ def _text(value: str) -> str:
 def _name(value: str) -> str:
     value = _text(value)
     _check(len(value) <= 200, "has more than 200 characters")
+    _check("://" not in value, "has an address of the web in it")
     return value
 
 
@@ -126,15 +128,15 @@ class Person(Model):
             return f"username {self.username}"
         return f"email {self.emails[0].casefold()}" if self.emails else f"name {self.name.casefold()}"
 
-    def derive(self, taken: set[str]) -> str:
-        """A user name that nobody has yet.
+    def derive(self, taken: set[str], numbers: dict[str, int]) -> str:
+        """A user name that nobody has yet; see `usernames.derived`.
 
         Raises:
             ValueError: none can be made of name and e-mail address.
 
         """
         local = self.emails[0].partition("@")[0] if self.emails else ""
-        return derived(self.name if folded(self.name) else local, taken)
+        return derived(self.name if folded(self.name) else local, taken, numbers)
 
 
 @dataclass
@@ -179,6 +181,7 @@ class Roster:
         good = [row for row in self.rows if row.person and not row.problems]
         used = {*taken, *known.values(), *(row.person.username for row in good if row.person and row.person.username)}
         first: dict[str, int] = {}
+        numbers: dict[str, int] = {}
         for row in good:
             assert row.person  # noqa: S101  (for mypy)
             identity = row.person.identity
@@ -189,7 +192,7 @@ class Roster:
             first[identity] = row.number
             row.known = identity in known
             try:
-                row.username = known.get(identity) or row.person.username or row.person.derive(used)
+                row.username = known.get(identity) or row.person.username or row.person.derive(used, numbers)
             except ValueError as error:
                 row.problems.append(f"name: {error}")
             used.add(row.username)
@@ -251,12 +254,12 @@ def _delimiter(text: str, columns: Mapping[str, str]) -> str:
     """Whatever makes most columns of the heading known."""
     if text[:4].lower() == "sep=":
         return text[4:5] if text[4:5] in _DELIMITERS else ","
-    heading = text.partition("\n")[0].strip()
+    heading = re.split(r"[\r\n]", text, maxsplit=1)[0]
 
     def found(delimiter: str) -> int:
         try:
             return len(_places(next(csv.reader([heading], delimiter=delimiter), []), columns))
-        except InvalidRequest:
+        except (InvalidRequest, csv.Error):
             return 0
 
     return max(_DELIMITERS, key=found)
@@ -354,6 +357,8 @@ class EnrolRequest(Model):
     one was sent."""
     dry_run: bool = False
     """Only say what would be done."""
+    adopt: bool = False
+    """Whether accounts that are there already may be invited at addresses that they were not made with."""
     links: bool = False
     """Answer with the links that set passwords, instead of mailing them."""
 

@@ -70,6 +70,9 @@ _notices: set[asyncio.Task[None]] = set()
 _NOTICE_TIMEOUT = 5
 """Seconds for telling the launcher something."""
 
+_MEMORY_INTERVAL = 60.0
+"""Seconds between two notices that a program of one server took too much memory."""
+
 _EVIDENCE_TIMEOUT = 10
 """Seconds for collecting what an engine knows of a failure."""
 
@@ -167,6 +170,7 @@ class LauncherSpawnerMixin(Configurable):
         self._suspicion: Failure | None = None  # what a start that takes too long suffers from
         self._hidden: list[str] | None = None  # what must not be shown
         self._fate: Failure | None = None  # why it ended by itself
+        self._memory_told = -_MEMORY_INTERVAL  # when its use of memory was last told of
 
     # -- what the Hub calls
 
@@ -597,8 +601,9 @@ class LauncherSpawnerMixin(Configurable):
             self.log.warning("%s has ended (%s): %s", self._log_name, self._fate.reason, self._fate.message)
 
     def _tell_of_memory(self) -> None:
-        options = self._launch_of_this_start()
-        if options:
+        options, now = self._launch_of_this_start(), time.monotonic()
+        if options and now >= self._memory_told + _MEMORY_INTERVAL:
+            self._memory_told = now
             self._tell({"launch": options["id"], "warning": OUT_OF_MEMORY})
 
     def _revoke_tokens(self) -> None:

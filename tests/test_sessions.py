@@ -139,6 +139,16 @@ async def test_a_cookie_alone_does_nothing(service: Service, browser: Browser, h
     assert launch["token"] is None, "a browser does not need it"
 
 
+async def test_a_session_manages_nobodys_account(service: Service, browser: Browser, hub: FakeHub):
+    """A script of somebody's server may run on this origin, while an administrator looks."""
+    await browser.log_in(service)
+    await browser.open(service.url)
+    assert (await browser.ask(service, "GET", "launches"))[0] == 200
+    for method, body in (("GET", {}), ("POST", {"json": {"users": []}}), ("DELETE", {"json": {"usernames": ["ada"]}})):
+        status, error = await browser.ask(service, method, "users", **body)
+        assert (status, "not from a browser" in error["error"]) == (403, True)
+
+
 async def test_a_navigation_shows_the_page_only(service: Service, browser: Browser, hub: FakeHub):
     """A page elsewhere on this origin, such as on somebody's server, could read what is shown in its frame."""
     await browser.log_in(service)

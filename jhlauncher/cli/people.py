@@ -35,6 +35,9 @@ def arguments(add: Parsers) -> None:
         default="once",
         help="to those who have not had one, to all of them again, or to nobody; default: once",
     )
+    importing.add_argument(
+        "--adopt", action="store_true", help="mail accounts, too, that were not made with these addresses"
+    )
     _columns(importing)
     report = importing.add_argument("--report", metavar="FILE", help="write a CSV file with what became of each row")
     report.complete = shtab.FILE  # type: ignore[attr-defined]
@@ -88,6 +91,7 @@ async def import_users(client: LauncherClient, args: Namespace, output: Output) 
             mode="some" if args.partial else "all",
             mail=args.mail,
             dry_run=args.dry_run,
+            adopt=args.adopt,
             columns=dict(args.column),
         )
         async with aclosing(events):

@@ -143,10 +143,13 @@ class BlockingClient:
         mode: str = "all",
         mail: str = "once",
         dry_run: bool = False,
+        adopt: bool = False,
         columns: dict[str, str] | None = None,
     ) -> Iterator[Event]:
         """See `LauncherClient.enrol`."""
-        return self._each(self._client.enrol(roster, mode=mode, mail=mail, dry_run=dry_run, columns=columns))
+        return self._each(
+            self._client.enrol(roster, mode=mode, mail=mail, dry_run=dry_run, adopt=adopt, columns=columns)
+        )
 
     def remove_users(self, usernames: Iterable[str]) -> Iterator[Event]:
         """See `LauncherClient.remove_users`."""

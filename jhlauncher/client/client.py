@@ -247,6 +247,7 @@ class LauncherClient:
         mode: str = "all",
         mail: str = "once",
         dry_run: bool = False,
+        adopt: bool = False,
         columns: dict[str, str] | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Give people accounts; an event "user" for each, as it happens, and "done" with all of them at the end.
@@ -258,6 +259,7 @@ class LauncherClient:
             mode: "all" does nothing if one row can't be used, "some" does what it can.
             mail: "once" to those who have not had one, "again" to all, "no" to nobody.
             dry_run: only say what would be done.
+            adopt: also invite accounts that are there already at addresses that they were not made with.
             columns: of CSV, how columns are headed that are not headed as usual: ``{"name": "Studente"}``.
 
         Raises:
@@ -265,7 +267,7 @@ class LauncherClient:
             Unreachable: it broke.
 
         """
-        how = {"mode": mode, "mail": mail, "dry_run": dry_run}
+        how = {"mode": mode, "mail": mail, "dry_run": dry_run, "adopt": adopt}
         if isinstance(roster, bytes):
             query = {name: _text(value).lower() for name, value in how.items()}
             named = ",".join(f"{what}:{heading}" for what, heading in (columns or {}).items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 from tornado.web import Finish
 
+from ..errors import Forbidden
 from ..models import Model, NoQuery
 from ..people import Manager, PersonAtHub
 from ..roster import EnrolRequest, RemoveRequest, RemoveResult, Roster, UserResult, from_csv, from_json
@@ -39,6 +41,7 @@ class CsvQuery(Model):
     mode: Literal["all", "some"] = "all"
     mail: Literal["once", "again", "no"] = "once"
     dry_run: Annotated[bool, BeforeValidator(_flag)] = False
+    adopt: Annotated[bool, BeforeValidator(_flag)] = False
     links: Annotated[bool, BeforeValidator(_flag)] = False
     columns: Annotated[dict[str, str], BeforeValidator(_columns)] = {}
     """How columns are headed that are not headed as usual: ``name:Studente,emails:Posta``."""
@@ -109,6 +112,17 @@ class UsersHandler(HubHandler):
 
     _stream: EventStream | None = None
 
+    async def admit(self) -> None:
+        """Let callers in that have a token: what runs in a browser, perhaps beside a student's page, is none of them.
+
+        Raises:
+            Unauthenticated, Forbidden: nobody who is served here.
+
+        """
+        await super().admit()
+        if self.in_browser:
+            raise Forbidden("People are managed with a token of JupyterHub's, and not from a browser's session.")
+
     @property
     def manager(self) -> Manager:
         """Who manages people."""
@@ -126,7 +140,9 @@ class UsersHandler(HubHandler):
 
     async def post(self) -> None:
         """Enrol the people of a roster; with ``Accept: text/event-stream``, each as it happens."""
-        roster, request = self._asked()
+        self.services.parts.people.check(self.caller)
+        async with self.services.parts.people.reading:
+            roster, request = await asyncio.to_thread(self._asked)
         enrolment = await self.services.parts.people.plan(self.manager, roster, request)
         results: list[UserResult] = []
 

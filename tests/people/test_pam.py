@@ -45,7 +45,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealHub]:
 
 
 async def link_for(hub: RealHub, username: str) -> str:
-    body = {"users": [{"username": username}], "links": True, "mode": "some"}
+    body = {"users": [{"username": username}], "links": True, "mode": "some", "adopt": True}
     headers = {"Authorization": f"token {hub.admin_token}"}
     async with (
         aiohttp.ClientSession(headers=headers) as client,
@@ -113,6 +113,22 @@ async def test_accounts_that_are_not_the_hubs_stay_out_of_reach(hub: RealHub):
     assert before == after
     assert pwd.getpwnam(name)
     assert "was not made by this Hub" in (hub.folder / "hub.log").read_text()
+
+
+async def test_a_user_who_is_renamed_is_no_other_account(hub: RealHub):
+    """Whoever may make users may rename them, too."""
+    name, own = f"{MARK}-eve", f"{MARK}-own2"
+    subprocess.run(["useradd", "--", own], check=True)  # noqa: ASYNC221
+    link = await link_for(hub, name)
+    before = Path("/etc/shadow").read_text()
+    for other in ("root", own):
+        assert (await hub.api("PATCH", f"/users/{name}", json={"name": other}))[0] == 200
+        name = other
+        link = await link_for(hub, other)
+        async with Browser() as browser:
+            assert (await browser.set_password(link, "the attacker's password"))[0] == 500
+    assert (await hub.api("DELETE", f"/users/{own}"))[0] == 204
+    assert Path("/etc/shadow").read_text() == before
 
 
 async def test_a_name_that_is_no_accounts(hub: RealHub):

@@ -180,7 +180,7 @@ async def test_list_and_remove(hub: RealHub, mail: MailServer):
     assert (await hub.api("GET", "/users/remo-vable"))[0] == 404
     # whoever gets the name next is somebody else
     await hub.api("POST", "/users/remo-vable")
-    said = {"user": "remo-vable", "issued": time.time() - 300, "expires": time.time() + 300}
+    said = {"user": "remo-vable", "issued": time.time() - 300, "expires": time.time() + 300, "admin": True}
     link = f"{hub.url}hub/set-password?token={Signer(SIGNING_KEY).seal(said, 'password')}"
     async with Browser() as browser:
         status, text = await browser.set_password(link, "a password for another")
@@ -233,6 +233,49 @@ class TestWhoMay:
         )
         assert status == 200
         assert [(await hub.api("GET", f"/users/{name}"))[1]["admin"] for name in ("ad-min", "ad-two")] == [True, True]
+
+
+class TestWhoseAccount:
+    """A mail may not hand over an account that is somebody's already."""
+
+    async def test_a_row_that_names_somebody_elses(self, hub: RealHub, mail: MailServer):
+        await hub.api("POST", "/users/dean")
+        row = {"name": "Mallory", "username": "dean", "emails": ["evil@example.org"]}
+        for how in ({}, {"mail": "again"}, {"links": True}):
+            _, answer = await users(hub, "POST", users=[row], **how)
+            [result] = answer["users"]
+            assert (result["status"], result["mail"], result["link"]) == ("exists", "none", None)
+            assert "was not made with these addresses" in result["problems"][0]
+        await enrol(hub, "name,email\nVic Tim,victim@example.org\n")
+        mail.mails.clear()
+        added = "name,email\nVic Tim,victim@example.org;evil@example.org\n"
+        as_before = "name,email\nVic Tim,victim@example.org\n"
+        assert (await enrol(hub, added, mail="again"))["Vic Tim"]["mail"] == "none"
+        assert (await enrol(hub, as_before, mail="again"))["Vic Tim"]["mail"] == "sent"
+        assert not mail.to("evil@example.org")
+        assert (await enrol(hub, added, mail="again", adopt="true"))["Vic Tim"]["mail"] == "sent"
+        assert len(mail.to("evil@example.org")) == 1
+
+    async def test_a_link_of_a_teachers_for_who_has_become_an_administrator(self, hub: RealHub, mail: MailServer):
+        token = await hub.user_token("teacher")
+        _, answer = await users(hub, "POST", token, users=[{"name": "Carol Climbs"}], links=True)
+        await hub.api("PATCH", "/users/carol-climbs", json={"admin": True})
+        async with Browser() as browser:
+            status, page = await browser.set_password(answer["users"][0]["link"], "the teacher's password")
+            assert status == 403
+            assert "only an administrator" in page
+
+    async def test_sessions_end_with_a_new_password(self, hub: RealHub, mail: MailServer):
+        await enrol(hub, "name,email\nOld Sess,old@example.org\n")
+        async with Browser() as thief, Browser() as owner:
+            await thief.set_password(mail.link_to("old@example.org"), "the thief's password")
+            assert await thief.log_in(hub.url, "old-sess", "the thief's password")
+            await enrol(hub, "name,email\nOld Sess,old@example.org\n", mail="again")
+            assert (await owner.set_password(mail.link_to("old@example.org"), "the owner's password"))[0] == 200
+            assert "/hub/login" in (await thief.get(f"{hub.url}hub/home"))[2]
+
+    async def test_who_may_not_is_told_before_the_roster_is_read(self, hub: RealHub):
+        assert (await users(hub, "POST", await hub.user_token("student"), csv="no roster"))[0] == 403
 
 
 class TestMailThatFails:
