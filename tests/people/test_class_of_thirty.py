@@ -33,6 +33,7 @@ STUDENTS = [f"Student {number}" for number in range(1, 31)]
 USERS = [name.lower().replace(" ", "-") for name in STUDENTS]
 SERVICE = """
 c.Invitations.login = "link"
+c.StartBound.concurrent_starts = 3  # other tests are at work on this machine
 c.Policy.templates = {
     "course": {
         "image": IMAGE,
