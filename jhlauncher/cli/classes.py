@@ -18,6 +18,7 @@ from ..records import ACTIVE, STATES
 from .common import DONE, FAILED, REFUSED, STOPPING, UNAVAILABLE, Command, Usage, launch_body
 from .output import Output
 from .parser import Parsers, add_wait, duration, more_time, what_to_start
+from .people import columns, of_roster, roster
 
 _WAITING = ("queued", "starting")
 
@@ -30,6 +31,8 @@ def arguments(add: Parsers) -> None:
     people.add_argument("--user", "-u", metavar="NAME", nargs="+", action="extend", default=[], help="these people")
     file = people.add_argument("--users-file", metavar="FILE", help="a name a line; - is standard input")
     file.complete = shtab.FILE  # type: ignore[attr-defined]
+    roster(start, "--roster", "those of a CSV file who have accounts, see `jhlauncher users`")
+    columns(start)
     what_to_start(start)
     start.add_argument("--stagger", metavar="TIME", type=duration, default=0, help="so long between the starts: 5s")
     start.add_argument("--all-or-none", action="store_true", help="start nothing if one of them can't be accepted")
@@ -45,9 +48,9 @@ def arguments(add: Parsers) -> None:
 
 async def start(client: LauncherClient, args: Namespace, output: Output) -> int:
     """Start a server for each of many people."""
-    users = [*args.user, *(_names(args.users_file) if args.users_file else [])]
+    users = [*args.user, *(_names(args.users_file) if args.users_file else []), *await of_roster(client, args)]
     if not users and not args.group:
-        raise Usage("Say for whom: --group NAME, --user NAME ... or --users-file FILE.")
+        raise Usage("Say for whom: --group NAME, --user NAME ..., --users-file FILE or --roster ROSTER.")
     batch = await client.submit_batch(
         users=users or None,
         group=args.group,

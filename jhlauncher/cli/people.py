@@ -26,7 +26,7 @@ _REPORTED = ("row", "said", "username", "status", "mail", "problems")
 def arguments(add: Parsers) -> None:
     """What may stand behind each command."""
     importing = add["users import"]
-    _roster(importing, "roster", "a CSV file, see `jhlauncher users template`; - is standard input")
+    roster(importing, "roster", "a CSV file, see `jhlauncher users template`; - is standard input")
     importing.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     importing.add_argument("--partial", action="store_true", help="do what can be done, even if some rows are bad")
     importing.add_argument(
@@ -38,23 +38,25 @@ def arguments(add: Parsers) -> None:
     importing.add_argument(
         "--adopt", action="store_true", help="mail accounts, too, that were not made with these addresses"
     )
-    _columns(importing)
+    columns(importing)
     report = importing.add_argument("--report", metavar="FILE", help="write a CSV file with what became of each row")
     report.complete = shtab.FILE  # type: ignore[attr-defined]
     add["users list"].add_argument("name", metavar="NAME", nargs="?", default="", help="a part of their user names")
     add["users list"].add_argument("--limit", "-n", metavar="N", type=int, default=200, help="at most; default: 200")
     removing = add["users remove"]
     removing.add_argument("usernames", metavar="NAME", nargs="*", help="user names")
-    _roster(removing, "--roster", "those of a CSV file, too; its people are recognised as when they were imported")
-    _columns(removing)
+    roster(removing, "--roster", "those of a CSV file, too; its people are recognised as when they were imported")
+    columns(removing)
     removing.add_argument("--yes", "-y", action="store_true", help="do not ask before")
 
 
-def _roster(parser: argparse.ArgumentParser, name: str, text: str) -> None:
+def roster(parser: argparse.ArgumentParser, name: str, text: str) -> None:
+    """A roster as an argument."""
     parser.add_argument(name, metavar="ROSTER", help=text).complete = shtab.FILE  # type: ignore[attr-defined]
 
 
-def _columns(parser: argparse.ArgumentParser) -> None:
+def columns(parser: argparse.ArgumentParser) -> None:
+    """How the columns of a roster are headed."""
     parser.add_argument(
         "--column",
         metavar="WHAT=HEADING",
@@ -206,7 +208,7 @@ def _listed(user: Mapping[str, Any]) -> dict[str, object]:
 
 async def remove_users(client: LauncherClient, args: Namespace, output: Output) -> int:
     """Remove people."""
-    usernames = [*args.usernames, *await _of_roster(client, args)]
+    usernames = [*args.usernames, *await of_roster(client, args)]
     if not usernames:
         raise Usage("Say whom: NAME ... or --roster ROSTER.")
     if not args.yes:
@@ -234,7 +236,7 @@ _TOGETHER = 1000
 """Whom one request may name."""
 
 
-async def _of_roster(client: LauncherClient, args: Namespace) -> Iterable[str]:
+async def of_roster(client: LauncherClient, args: Namespace) -> Iterable[str]:
     """The user names of those of a roster who have accounts."""
     if not args.roster:
         return []

@@ -145,6 +145,22 @@ def test_killed_half_way_and_repeated(hub: RealHub, mail: MailServer, tmp_path: 
         assert len(mail.to(f"kill{number}@example.org")) == 1
 
 
+def test_a_class_from_the_roster(hub: RealHub, tmp_path: Path):
+    roster = tmp_path / "roster.csv"
+    roster.write_text("name,email\nClass One,one@example.org\nClass Two,two@example.org\n")
+    assert run(hub, "import", str(roster)).returncode == 0
+    roster.write_text(roster.read_text() + "No Account,none@example.org\n")
+    started = subprocess.run(
+        [*command()[:-1], "batch", "start", "--roster", str(roster), "--image", "plain", "--json"],
+        env=environment(hub), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert started.returncode == 0, started.stderr
+    batch = json.loads(started.stdout)
+    assert sorted(item["launch"]["username"] for item in batch["items"]) == ["class-one", "class-two"]
+    assert batch["counts"] == {"ready": 2, "refused": 0}
+    assert run(hub, "remove", "--roster", str(roster), "--yes").stdout == "2 removed, 0 not, 0 were not there\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
