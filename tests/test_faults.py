@@ -18,6 +18,9 @@ from tests.real_hub import RealHub
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.real_hub]
 
+PATIENT = "c.Database.retry_timeout = 90\n"
+"""Where other tests keep the disks busy, PostgreSQL takes its time to come back."""
+
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[RealHub]:
@@ -89,7 +92,7 @@ async def test_hub_killed_in_the_middle(hub: RealHub, database_url: str):
 
 async def test_database_restarted_in_the_middle(hub: RealHub, postgres: Postgres):
     users, ended = names(50)
-    async with running(LauncherProcess(hub, postgres.database())) as client:
+    async with running(LauncherProcess(hub, postgres.database(), settings=PATIENT)) as client:
         work = asyncio.create_task(see_through(client, users, ended))
         await some_are(client, "starting")
         postgres.stop(signal.SIGQUIT)
@@ -102,7 +105,7 @@ async def test_database_restarted_in_the_middle(hub: RealHub, postgres: Postgres
 
 async def test_one_of_two_replicas_killed(hub: RealHub, postgres: Postgres):
     users, ended = names(50)
-    url, settings = postgres.database(), "c.Replicas.lease_timeout = 3\n"
+    url, settings = postgres.database(), "c.Replicas.lease_timeout = 10\n" + PATIENT
     one, two = (LauncherProcess(hub, url, name, settings) for name in ("one", "two"))
     async with running(one, two) as client:
         work = asyncio.create_task(see_through(client, users, ended))
