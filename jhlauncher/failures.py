@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -79,6 +79,10 @@ class Failure(Evidence):
     """A sentence that a person can act on."""
     refused: bool = False
     """It was refused before anything was started."""
+
+    def details(self) -> dict[str, Any]:
+        """What is known beside the message, for `LaunchFailed`."""
+        return self.model_dump(include={"exit_code", "log", "events"}, exclude_none=True)
 
     def with_evidence(self, evidence: Evidence) -> Failure:
         """The same with what was not known yet."""

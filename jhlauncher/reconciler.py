@@ -104,6 +104,5 @@ class Reconciler(LoggingConfigurable):
 
 def _error(record: LaunchRecord, failure: Failure) -> dict[str, Any]:
     """What there is to say of a server that was up and ended by itself."""
-    details = failure.model_dump(include={"exit_code", "log", "events"}, exclude_none=True)
     message = f"{title_of(record.username, record.server_name)} has ended: {failure.message}"
-    return LaunchFailed(message, reason=failure.reason, details=details).as_dict()
+    return LaunchFailed(message, reason=failure.reason, details=failure.details()).as_dict()

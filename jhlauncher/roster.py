@@ -46,7 +46,7 @@ _DELIMITERS = (",", ";", "\t", "|")
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _USERNAME = re.compile(r"[a-z0-9][a-z0-9._@+-]{0,254}")
 _GROUP = re.compile(r"[^\W_][\w.@+ -]{0,254}")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What spreadsheets take for the beginning of a formula
 (https://owasp.org/www-community/attacks/CSV_Injection)."""
 _JOINERS = "\u200c\u200d"
@@ -65,7 +65,7 @@ def _text(value: str) -> str:
     value = " ".join(unicodedata.normalize("NFC", value).split(" ")).strip()
     hidden = [char for char in value if unicodedata.category(char) in _HIDDEN and char not in _JOINERS]
     _check(not hidden, "has line breaks, or control or invisible characters")
-    _check(not value.startswith(_FORMULA), "begins as a formula of a spreadsheet does")
+    _check(not value.startswith(FORMULA), "begins as a formula of a spreadsheet does")
     return value
 
 
@@ -333,7 +333,7 @@ def _problem(error: Mapping[str, Any]) -> str:
 def _shown(text: str) -> str:
     """Text of somebody's as a report shows it: one line, nothing invisible, and no formula."""
     visible = "".join(char if unicodedata.category(char)[0] not in "CZ" else " " for char in text)
-    return visible.strip().lstrip("".join(_FORMULA)).strip()[:80]
+    return visible.strip().lstrip("".join(FORMULA)).strip()[:80]
 
 
 def _unusable(problem: str) -> InvalidRequest:

@@ -263,8 +263,7 @@ class Starter(LoggingConfigurable):
         message = f"{title_of(launch.user, launch.server)} did not start: {failure.message}"
         if failure.refused:
             return InvalidRequest(message, reason=failure.reason)
-        details = failure.model_dump(include={"exit_code", "log", "events"}, exclude_none=True)
-        return LaunchFailed(message, reason=failure.reason, details=details)
+        return LaunchFailed(message, reason=failure.reason, details=failure.details())
 
     def _proved(self, launch: Launch, final: ProgressEvent | None) -> JsonObject | None:
         """Where the server is, if the stream has told that this launch is up."""

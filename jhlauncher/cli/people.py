@@ -15,7 +15,7 @@ from typing import Any
 import shtab
 
 from ..client import LauncherClient
-from ..roster import COLUMNS
+from ..roster import COLUMNS, FORMULA
 from .common import DONE, FAILED, Command, Usage
 from .output import Output
 from .parser import Parsers
@@ -177,7 +177,7 @@ class Report:
 
 def _harmless(cell: object) -> str:
     text = "" if cell is None else str(cell)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 # -- list and remove

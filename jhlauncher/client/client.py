@@ -302,17 +302,9 @@ class LauncherClient:
             most: how many at most; None: all.
 
         """
-        query = {"name": name} if name else {}
-        left = most
-        while left is None or left > 0:
-            query["limit"] = str(min(left, 200) if left is not None else 200)
-            page = _object(await self._ask("GET", "users", params=query), "items")
-            for item in page["items"]:
+        async with aclosing(self._pages("users", {"name": name} if name else {}, most)) as items:
+            async for item in items:
                 yield item
-            if page.get("next") is None:
-                return
-            query["cursor"] = page["next"]
-            left = left and left - len(page["items"])
 
     async def _told(self, method: str, **sent: Any) -> AsyncGenerator[Event, None]:
         """What is done for each of many users."""

@@ -73,12 +73,6 @@ print(subprocess.run([sys.executable, "-c", "x = b'x' * 400_000_000"]).returncod
 
 
 @pytest.fixture(scope="module")
-def mail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MailServer]:
-    with MailServer(tmp_path_factory.mktemp("mail")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory, mail: MailServer) -> Iterator[DockerHub]:
     hub = DockerHub(tmp_path_factory.mktemp("hub"))
     disks = Disks(hub.docker, "loopback", disks_image(hub.docker), str(tmp_path_factory.mktemp("disks") / "disks"), "")

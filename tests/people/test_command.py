@@ -21,13 +21,7 @@ from tests.cli.terminal import terminal
 from tests.people.mail import MailServer, settings
 from tests.real_hub import RealHub
 
-pytestmark = pytest.mark.real_hub
-
-
-@pytest.fixture(scope="module")
-def mail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MailServer]:
-    with MailServer(tmp_path_factory.mktemp("mail")) as server:
-        yield server
+pytestmark = [pytest.mark.real_hub, pytest.mark.usefixtures("well_behaved")]
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +29,6 @@ def hub(tmp_path_factory: pytest.TempPathFactory, mail: MailServer) -> Iterator[
     hub = RealHub(tmp_path_factory.mktemp("hub"), service=settings(mail))
     with hub.running():
         yield hub
-
-
-@pytest.fixture(autouse=True)
-def _well_behaved(mail: MailServer) -> None:
-    mail.mails.clear()
-    mail.refused.clear()
-    mail.on_data = None
 
 
 def environment(hub: RealHub) -> dict[str, str]:

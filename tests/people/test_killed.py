@@ -23,12 +23,6 @@ MANY = 12
 ROSTER = "name,email\n" + "".join(f"Pupil {n},pupil{n}@example.org\n" for n in range(MANY))
 
 
-@pytest.fixture(scope="module")
-def mail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MailServer]:
-    with MailServer(tmp_path_factory.mktemp("mail")) as server:
-        yield server
-
-
 @pytest.fixture
 def hub(tmp_path: Path, mail: MailServer) -> Iterator[RealHub]:
     mail.mails.clear()

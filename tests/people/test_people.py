@@ -17,7 +17,7 @@ from tests.people.browser import Browser
 from tests.people.mail import MailServer, settings
 from tests.real_hub import SIGNING_KEY, RealHub
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.real_hub]
+pytestmark = [pytest.mark.asyncio, pytest.mark.real_hub, pytest.mark.usefixtures("well_behaved")]
 
 LOGIN = 'c.JupyterHub.authenticator_class = "jhlauncher-password"\nc.JupyterHub.load_roles += ROLES\n'
 ROLES = """
@@ -30,24 +30,11 @@ CSV = "name,email,groups\nAnna Rossi,anna@example.org,\nBert Blum,bert@example.o
 
 
 @pytest.fixture(scope="module")
-def mail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MailServer]:
-    with MailServer(tmp_path_factory.mktemp("mail")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory, mail: MailServer) -> Iterator[RealHub]:
     service = settings(mail) + 'c.Invitations.login = "link"\n'
     hub = RealHub(tmp_path_factory.mktemp("hub"), before=ROLES, after=LOGIN, service=service)
     with hub.running():
         yield hub
-
-
-@pytest.fixture(autouse=True)
-def _well_behaved(mail: MailServer) -> None:
-    mail.mails.clear()
-    mail.refused.clear()
-    mail.on_data = None
 
 
 async def users(
