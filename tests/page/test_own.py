@@ -55,7 +55,7 @@ async def test_a_failed_launch_says_why(visit: Visit):
     await start(page, "broken")
     await in_state(page, "failed")
     launch = page.locator('.launch[data-state="failed"]')
-    await expect(launch.get_by_role("paragraph").filter(has_text="exit code 3")).to_be_visible()
+    await expect(launch.locator(".reason")).to_contain_text("exit code 3")
     await expect(launch.get_by_text("crashed", exact=True)).to_be_visible()
     log = launch.get_by_label("Log of Default server")
     await expect(log).to_contain_text("ZeroDivisionError: division by zero")
