@@ -24,6 +24,10 @@ from .handlers.sessions import Sessions
 from .parts import CONFIGURABLE, Parts
 from .service import HTTPService, check_url, folder
 from .signing import KEY_ENV
+from .userjobs.exposing import Plain
+from .userjobs.handlers import ROUTES as USERJOBS_ROUTES
+from .userjobs.parts import CONFIGURABLE as USERJOBS
+from .userjobs.parts import UserJobParts
 
 if TYPE_CHECKING:
     from .manager.parts import ManagerParts
@@ -38,7 +42,7 @@ class LauncherApp(HTTPService):
 
     name = "jhlauncher"
     description = __doc__ or ""
-    classes = CONFIGURABLE
+    classes = [*CONFIGURABLE, *USERJOBS]
     subcommands = {
         "check": ("jhlauncher.operations.commands.CheckApp", "Say what is wrong with a set-up before users do."),
         "orphans": ("jhlauncher.operations.commands.OrphansApp", "Find what is left of servers that no Hub knows."),
@@ -140,6 +144,9 @@ class LauncherApp(HTTPService):
             check_url("JupyterHub's public URL", self.public_url)
         self.parts = Parts(self, self.signing_key)
         self.manager_parts = self._manager_parts() if self.manager else None
+        self.userjobs: UserJobParts = (
+            self.manager_parts.userjobs if self.manager_parts else UserJobParts(self, self.parts.database, Plain)
+        )
 
     def configurables(self) -> list[type[Configurable]]:
         """Whose settings the configuration may have: the manager's, too, where it is asked for."""
@@ -160,10 +167,10 @@ class LauncherApp(HTTPService):
     def routes(self) -> list[tuple[str, type[RequestHandler]]]:
         """Patterns below that path, and who answers."""
         if self.manager_parts is None:
-            return ROUTES
-        from .manager.handlers import ROUTES as MANAGER_ROUTES
+            return [*ROUTES, *(USERJOBS_ROUTES if self.userjobs.enabled else [])]
+        from .manager.handlers import BESIDE_LAUNCHER
 
-        return [*ROUTES, *MANAGER_ROUTES]
+        return [*ROUTES, *BESIDE_LAUNCHER]
 
     def web_settings(self) -> dict[str, Any]:
         """What handlers find in their settings."""
@@ -178,6 +185,7 @@ class LauncherApp(HTTPService):
         return {
             "services": services,
             "manager": self.manager_parts,
+            "userjobs": self.userjobs.jobs,
             "cookie_secret": self.parts.signer.cookie_secret(),
             "default_handler_class": MissingHandler,
         }
@@ -189,6 +197,9 @@ class LauncherApp(HTTPService):
             await stack.enter_async_context(self.parts.connected())
             if self.manager_parts:
                 await stack.enter_async_context(self.manager_parts.connected())
+            else:
+                await self.userjobs.start()
+                stack.push_async_callback(self.userjobs.stop)
             yield
 
     @asynccontextmanager

@@ -175,3 +175,30 @@ people = Table(
 )
 """Those who were enrolled from rosters. ``identity`` is a keyed hash of what a roster knows them by; ``mail`` says how
 far their invitation came: none, sending, sent or failed."""
+
+userjobs = Table(
+    "userjobs",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("key", String(32), nullable=False, unique=True),
+    Column("credential", String(255), nullable=False),
+    Column("username", String(255), nullable=False),
+    Column("service", String(63), nullable=False),
+    Column("hostname", String(63), nullable=False),
+    Column("account", String(64), nullable=False),
+    Column("forwards", JSON, nullable=False),
+    Column("target_node", String(255)),
+    Column("job", JSON(none_as_null=True)),
+    Column("idempotency_key", String(255)),
+    Column("job_id", BigInteger),
+    Column("state", String(32)),
+    Column("reason", Text, nullable=False),
+    Column("exit_code", Integer),
+    Column("signal", Integer),
+    Column("created", Float, nullable=False),
+    Column("started", Float),
+    Column("ended", Float),
+    UniqueConstraint("credential", "username", "service"),
+    Index("userjobs_state", "hostname", "state"),
+)
+"""Forwards to nodes of systems, and jobs there; ``forwards`` has wanted, remote and local port of each."""

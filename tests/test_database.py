@@ -93,7 +93,7 @@ def test_upgrade_db(database_url: str):
     for _ in range(2):
         done = upgrade(database_url)
         assert done.returncode == 0, done.stderr
-        assert "has version 0004 now" in done.stderr
+        assert "has version 0005 now" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ LINES = """
 _version environment errors sse bell turnstile ports usernames queue
 tables migrations migrations.env migrations.versions
 migrations.versions.0001_launches migrations.versions.0002_manager migrations.versions.0003_classes
-migrations.versions.0004_people
+migrations.versions.0004_people migrations.versions.0005_userjobs
 reflectors apiserver
 models database transport
 records signing failures roster
@@ -40,12 +40,21 @@ handlers.openapi
 handlers.describe handlers.pages
 handlers
 service
+userjobs userjobs.errors
+userjobs.systems
+userjobs.requests userjobs.gateway
+userjobs.jobs userjobs.local userjobs.ssh
+userjobs.rows userjobs.commands userjobs.slurmrestd
+userjobs.forwards userjobs.watching
+userjobs.exposing
+userjobs.userjobs
+userjobs.handlers userjobs.parts
 manager manager.errors manager.files
 manager.rendering
 manager.log_settings manager.service_secrets manager.status
 manager.cluster manager.descriptions manager.homes manager.reports manager.rows manager.credentials manager.tunnels
 manager.logs manager.settings
-manager.watching
+manager.watching manager.forwarded
 manager.services
 manager.reaper manager.requests
 manager.parts

@@ -79,7 +79,7 @@ class ManagerApp(HTTPService):
 
     def web_settings(self) -> dict[str, Any]:
         """What handlers find in their settings."""
-        return {"manager": self.parts, "default_handler_class": UnknownHandler}
+        return {"manager": self.parts, "userjobs": self.parts.userjobs.jobs, "default_handler_class": UnknownHandler}
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:

@@ -153,6 +153,13 @@ class Credentials(LoggingConfigurable):
             return self._client(name)
         return await self._with_hub_token(secret)
 
+    def has(self, header: str) -> bool:
+        """Whether this header ``Authorization`` is for one of these credentials, right or wrong, and not for a Hub."""
+        match = _HEADER.fullmatch(header)
+        if not match:
+            return False
+        return match[1].lower() == "basic" or hashlib.sha256(match[2].encode()).digest() in self._tokens
+
     def _client(self, name: str) -> Client:
         return Client(name, frozenset(self.create_user.get(name, [])))
 

@@ -8,8 +8,10 @@ from tornado.web import RequestHandler
 
 from ..errors import Forbidden, LauncherError, MethodNotAllowed, NotFound, Unauthenticated
 from ..handlers.base import BaseHandler
+from ..userjobs.handlers import OfHubUsers, OneUserJobOfHubUsers, UserJobsHandler, UserJobsOfHubUsers
+from ..userjobs.systems import Owner
 from . import requests
-from .credentials import LOGS, NOT_PERMITTED, SERVICES, Client
+from .credentials import LOGS, NOT_PERMITTED, SERVICES, Client, Credentials
 from .errors import BadInput, NotJson, StartRefused, WrongMediaType
 from .parts import ManagerParts
 from .rendering import Json
@@ -188,6 +190,74 @@ class LogTestHandler(ManagerHandler):
         self.finish()
 
 
+class OfCredentials(UserJobsHandler, ManagerHandler):
+    """User jobs of credentials: a Hub says which of its users it is for, or has its own."""
+
+    group = SERVICES
+
+    def owner(self, username: str | None) -> Owner:
+        """A user of the credential's, or the credential itself."""
+        return Owner(self.caller.credential, username or "")
+
+
+class UserJobsOfCredentials(OfCredentials):
+    """``api/userjobs``."""
+
+    async def get(self) -> None:
+        """All of the owner's."""
+        await self.list_all()
+
+    async def post(self) -> None:
+        """Forward to a node, or submit a job."""
+        await self.create(self.request.headers.get("Idempotency-Key"))
+
+
+class OneUserJobOfCredentials(OfCredentials):
+    """``api/userjobs/NAME``."""
+
+    async def get(self, name: str) -> None:
+        """One of the owner's."""
+        await self.show(name)
+
+    async def delete(self, name: str) -> None:
+        """Cancel it, and forget it."""
+        await self.remove(name)
+
+
+class OfEither(OfHubUsers):
+    """Beside the launcher: for users of its Hub, and for credentials."""
+
+    client: Client | None = None
+
+    async def admit(self) -> None:
+        """Let in whom either lets in.
+
+        Raises:
+            Unauthenticated, Forbidden: nobody who is served here.
+
+        """
+        credentials: Credentials = self.settings["manager"].credentials
+        header = self.request.headers.get("Authorization", "")
+        if not credentials.has(header):
+            await super().admit()
+            return
+        self.client = await credentials.identify(header)
+        if not self.client.may(SERVICES, str(self.request.method)):
+            raise Forbidden(NOT_PERMITTED)
+
+    def owner(self, username: str | None) -> Owner:
+        """The user who calls, or one of the credential's."""
+        return Owner(self.client.credential, username or "") if self.client else super().owner(username)
+
+
+class UserJobsOfEither(OfEither, UserJobsOfHubUsers):
+    """``api/userjobs``."""
+
+
+class OneUserJobOfEither(OfEither, OneUserJobOfHubUsers):
+    """``api/userjobs/NAME``."""
+
+
 def _handler_body(body: Any) -> Json:
     if not isinstance(body, dict):
         raise BadInput(["Input data must be an object"])
@@ -197,13 +267,27 @@ def _handler_body(body: Any) -> Json:
     return body
 
 
-ROUTES: list[tuple[str, type[RequestHandler]]] = [
+Routes = list[tuple[str, type[RequestHandler]]]
+_ALWAYS: Routes = [
     (r"api/health/?", HealthHandler),
     (r"api/services/?", ServicesHandler),
     (r"api/services/([^/]+)/?", OneServiceHandler),
     (r"api/logs/handler/?", LogHandlersHandler),
     (r"api/logs/handler/([^/]+)/?", OneLogHandlerHandler),
     (r"api/logs/logtest/?", LogTestHandler),
-    (r"api/.*", UnknownHandler),
+]
+_UNKNOWN: Routes = [(r"api/.*", UnknownHandler)]
+ROUTES: Routes = [
+    *_ALWAYS,
+    (r"api/userjobs/?", UserJobsOfCredentials),
+    (r"api/userjobs/([^/]+)/?", OneUserJobOfCredentials),
+    *_UNKNOWN,
 ]
 """Patterns below the prefix."""
+BESIDE_LAUNCHER: Routes = [
+    *_ALWAYS,
+    (r"api/userjobs/?", UserJobsOfEither),
+    (r"api/userjobs/([^/]+)/?", OneUserJobOfEither),
+    *_UNKNOWN,
+]
+"""Patterns below the launcher's prefix."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from traitlets import TraitError
@@ -12,10 +13,13 @@ from traitlets.config import Configurable
 
 from ..database import Database
 from ..hub import Hub
+from ..userjobs.parts import CONFIGURABLE as USERJOBS
+from ..userjobs.parts import UserJobParts
 from .cluster import Cluster
 from .credentials import Credentials
 from .descriptions import Descriptions
 from .errors import KubernetesRefused
+from .forwarded import ClusterServices
 from .homes import Userhomes
 from .logs import LogHandlers
 from .reaper import Reaper
@@ -30,7 +34,7 @@ from .watching import Watching
 
 CONFIGURABLE: list[type[Configurable]] = [
     ConfigFile, Credentials, Descriptions, ServiceSecrets, Userhomes, StatusTexts, Cluster, Watching, Reports,
-    ServiceManager, Reaper, Tunnels, LogHandlers,
+    ServiceManager, Reaper, Tunnels, LogHandlers, *USERJOBS,
 ]  # fmt: skip
 
 
@@ -84,7 +88,9 @@ class ManagerParts:
         self._reaper = Reaper(
             parent=parent, rows=rows, manager=self.services, watching=self._watching, reports=self._reports
         )
-        self._config.load([self.credentials, self.secrets, descriptions, homes, texts, self.services, self._tunnels])
+        self.userjobs = UserJobParts(parent, database, partial(ClusterServices, self._cluster))
+        configured = [self.credentials, self.secrets, descriptions, homes, texts, self.services, self._tunnels]
+        self._config.load([*configured, *self.userjobs.settings])
         self.credentials.load()
 
     @asynccontextmanager
@@ -111,6 +117,8 @@ class ManagerParts:
             await asyncio.to_thread(self._descriptions.look)
             stack.push_async_callback(self.services.close)
             await self.services.recover()
+            await self.userjobs.start()
+            stack.push_async_callback(self.userjobs.stop)
             yield
 
     @asynccontextmanager

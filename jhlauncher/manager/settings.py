@@ -17,7 +17,7 @@ from traitlets.config import Configurable, LoggingConfigurable
 
 from .. import environment
 
-_AT_START = ("startup.", "tunnel")
+_AT_START = ("startup.", "tunnel", "userjobs.")
 """Keys that count when the process starts."""
 
 

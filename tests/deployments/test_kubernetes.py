@@ -272,7 +272,7 @@ async def test_a_new_schema_is_made_while_nobody_runs(cluster: Cluster, platform
     wait_until(lambda: not cluster.launchers(), "no replica runs")
     cluster.follow("kubectl apply -n jupyterhub -f", ("etc/kubernetes/", ""))
     cluster.follow("kubectl wait")
-    assert "has version 0004 now (before: 0004)" in cluster.kubectl("logs", "job/launcher-upgrade-db")
+    assert "has version 0005 now (before: 0005)" in cluster.kubectl("logs", "job/launcher-upgrade-db")
     cluster.follow("kubectl scale -n jupyterhub deployment/launcher --replicas=2")
     wait_until(lambda: len(cluster.launchers()) == 2, "both replicas run")
     await platform.ready()

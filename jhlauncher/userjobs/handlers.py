@@ -1,0 +1,192 @@
+"""``api/userjobs``: the K8s Manager's resource, with jobs; here for users with a token of JupyterHub's."""
+
+from __future__ import annotations
+
+import json
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+from tornado.web import RequestHandler
+
+from ..access import READ, START, STOP
+from ..errors import Forbidden, InvalidRequest, LauncherError
+from ..handlers.base import BaseHandler
+from ..handlers.callers import HubHandler
+from ..handlers.streams import EventStream
+from ..models import Caller, Model, NoQuery, UserName, parse
+from .errors import MissingKey
+from .requests import UserJobRequest, check_keys
+from .systems import Owner
+from .userjobs import UserJobs
+
+JOBS_SCOPE = "custom:jhlauncher:jobs"
+"""JupyterHub's custom scope for tokens that may have user jobs and nothing else."""
+_SCOPES = {"POST": START, "DELETE": STOP, "GET": READ}
+
+
+def _integer(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) <= 9 else value
+
+
+class ListQuery(Model):
+    """The query of ``GET`` and ``DELETE api/userjobs``."""
+
+    username: UserName | None = None
+    """Whose; for credentials of the K8s Manager only."""
+
+
+class OneQuery(ListQuery):
+    """The query of ``GET api/userjobs/NAME``."""
+
+    tail: Annotated[int, Field(ge=0, le=1_048_576), BeforeValidator(_integer)] = 0
+    """Bytes of the end of the job's output that are wanted, too."""
+
+
+class UserJobsHandler(BaseHandler):
+    """What the handlers share, whoever calls."""
+
+    _stream: EventStream | None = None
+
+    @property
+    def jobs(self) -> UserJobs:
+        """What does the work."""
+        jobs: UserJobs = self.settings["userjobs"]
+        return jobs
+
+    def owner(self, username: str | None) -> Owner:
+        """Whose user jobs it is about.
+
+        Raises:
+            Forbidden: the caller may not act for them.
+
+        """
+        raise NotImplementedError
+
+    def error_body(self, error: LauncherError) -> Any:
+        """Our one shape of errors, with the fields of the K8s Manager's beside it."""
+        if isinstance(error, MissingKey):
+            return [error.message]
+        return {**error.as_dict(self.status_of(error)), "detail": error.message, "detailed_error": ""}
+
+    def on_finish(self) -> None:
+        """Forget the stream, however the request ended."""
+        super().on_finish()
+        if self._stream:
+            self._stream.close()
+
+    # -- all
+
+    async def list_all(self) -> None:
+        """Answer with all of the owner's, the newest first."""
+        owner = self.owner(self.query(ListQuery).username)
+        self.answer([self.jobs.view(job) for job in await self.jobs.list(owner)])
+
+    async def create(self, key: str | None) -> None:
+        """Answer with a forward that is made, or a job that is submitted."""
+        self.query(NoQuery)
+        body = self.received()
+        try:
+            check_keys(json.loads(body))
+        except ValueError:
+            raise InvalidRequest("The body is not JSON.") from None
+        request = parse(UserJobRequest, body)
+        job, new = await self.interruptible(self.jobs.create(self.owner(request.username), request, key))
+        self.answer(self.jobs.view(job), 201 if new else 200)
+
+    # -- one
+
+    async def show(self, name: str) -> None:
+        """Answer with one; with ``Accept: text/event-stream``, each time that it changes."""
+        query = self.query(OneQuery)
+        owner = self.owner(query.username)
+        if "text/event-stream" in self.request.headers.get("Accept", ""):
+            await self.interruptible(self._events(owner, name))
+            return
+        job = await self.jobs.find(owner, name)
+        view = self.jobs.view(job)
+        if query.tail:
+            view["tail"] = await self.interruptible(self.jobs.tail(job, query.tail))
+        self.answer(view)
+
+    async def _events(self, owner: Owner, name: str) -> None:
+        async with aclosing(self.jobs.follow(owner, name)) as views:
+            async for view in views:
+                self._stream = self._stream or EventStream(self, self.serving.keepalive)
+                await self._stream.send(view, name="userjob")
+        if self._stream:
+            self._stream.end()
+
+    async def remove(self, name: str) -> None:
+        """Cancel one, and forget it."""
+        owner = self.owner(self.query(ListQuery).username)
+        await self.interruptible(self.jobs.remove(owner, name))
+        self.clear_header("Content-Type")
+        self.set_status(204)
+        self.finish()
+
+
+class OfHubUsers(UserJobsHandler, HubHandler):
+    """For users with a token of JupyterHub's: each has their own."""
+
+    async def admit(self) -> None:
+        """Let users in whose token may start, stop or read their servers, or is one for user jobs.
+
+        Raises:
+            Unauthenticated, Forbidden: nobody who is served here.
+
+        """
+        await super().admit()
+        check_scopes(self.caller, str(self.request.method))
+
+    def owner(self, username: str | None) -> Owner:
+        """The caller; nobody acts for another."""
+        if username not in (None, self.caller.name):
+            raise Forbidden("User jobs are a user's own: nobody has them for another.", reason="not_yours")
+        return Owner("", self.caller.name)
+
+
+def check_scopes(caller: Caller, method: str) -> None:
+    """Return if a caller may have user jobs.
+
+    Raises:
+        Forbidden: it is a service, or a scope is missing.
+
+    """
+    if caller.kind != "user":
+        raise Forbidden("User jobs are a user's own: send a token of the user's.", reason="not_yours")
+    names = (JOBS_SCOPE, *_SCOPES.get(method, START))
+    if caller.scopes.isdisjoint({scope for name in names for scope in (name, f"{name}!user={caller.name}")}):
+        needs = f"{names[1]}!user={caller.name}"
+        raise Forbidden(f"Your token may not do that: {JOBS_SCOPE} or {needs} is needed.", details={"needs": needs})
+
+
+class UserJobsOfHubUsers(OfHubUsers):
+    """``api/userjobs``."""
+
+    async def get(self) -> None:
+        """All of the caller's."""
+        await self.list_all()
+
+    async def post(self) -> None:
+        """Forward to a node, or submit a job."""
+        await self.create(self.idempotency_key())
+
+
+class OneUserJobOfHubUsers(OfHubUsers):
+    """``api/userjobs/NAME``."""
+
+    async def get(self, name: str) -> None:
+        """One of the caller's."""
+        await self.show(name)
+
+    async def delete(self, name: str) -> None:
+        """Cancel it, and forget it."""
+        await self.remove(name)
+
+
+ROUTES: list[tuple[str, type[RequestHandler]]] = [
+    (r"api/userjobs/?", UserJobsOfHubUsers),
+    (r"api/userjobs/([^/]+)/?", OneUserJobOfHubUsers),
+]
+"""Patterns below the prefix."""

@@ -1,0 +1,234 @@
+"""The user jobs that are kept: a row is there before anything is done elsewhere, and until nothing is left of it.
+
+No script, no environment and no key is kept: they may be secrets.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from ..database import Database
+from ..errors import LimitReached
+from ..tables import userjobs as table
+from .errors import JobConflict
+from .jobs import ENDED, SUBMITTING
+from .systems import Owner, System
+
+
+@dataclass(frozen=True)
+class Forwarded:
+    """A port that is forwarded."""
+
+    wanted: int
+    """Where it is wanted: the port of the Service, where there is a cluster."""
+    remote: int
+    """At the node."""
+    local: int
+    """Where this process listens; it is kept over restarts."""
+
+
+@dataclass(frozen=True)
+class UserJob:
+    """A forward to a node, or a job, which may have forwards."""
+
+    credential: str
+    username: str
+    service: str
+    hostname: str
+    account: str
+    """That it was made with."""
+    forwards: tuple[Forwarded, ...] = ()
+    target_node: str | None = None
+    job: dict[str, Any] | None = None
+    """What was asked of Slurm, without script and environment; None for a forward alone."""
+    idempotency_key: str | None = None
+    key: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Nobody can guess it: the job's marker, and the label of its Service."""
+    job_id: int | None = None
+    state: str | None = None
+    """Of the job; Slurm's words, and those of `jhlauncher.userjobs.jobs`."""
+    reason: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    created: float = field(default_factory=time.time)
+    """Seconds since 1970, as all times."""
+    started: float | None = None
+    ended: float | None = None
+
+    @property
+    def owner(self) -> Owner:
+        """Whose it is."""
+        return Owner(self.credential, self.username)
+
+    @property
+    def active(self) -> bool:
+        """Whether a job waits or runs, or there is a forward alone."""
+        return self.state not in ENDED
+
+    @property
+    def connects(self) -> bool:
+        """Whether there is something to forward to now."""
+        return bool(self.forwards and self.target_node) and (self.job is None or self.state == "RUNNING")
+
+    @property
+    def marker(self) -> str:
+        """By which Slurm's list shows whose job it is."""
+        return f"jhlauncher:{self.key}"
+
+    def __str__(self) -> str:
+        return f"{self.service} of {self.owner} on {self.hostname}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """As its owner is told; where its ports are is another's to say."""
+        said = {"service": self.service, "hostname": self.hostname, "target_node": self.target_node}
+        ports = {str(forward.wanted): forward.remote for forward in self.forwards}
+        return {**said, "ports": ports, "created": _moment(self.created), "job": self._job()}
+
+    def _job(self) -> dict[str, Any] | None:
+        if self.job is None:
+            return None
+        names = ("state", "reason", "exit_code", "signal")
+        times = {name: _moment(getattr(self, name)) for name in ("started", "ended")}
+        node = self.target_node
+        output = self.job["output"].replace("%j", str(self.job_id)) if self.job_id else self.job["output"]
+        asked = {**self.job, "output": output}
+        return {"id": self.job_id, "node": node, **{name: getattr(self, name) for name in names}, **times, **asked}
+
+
+def _moment(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+class Rows:
+    """The table."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def begin(self, job: UserJob, system: System) -> tuple[UserJob, list[UserJob]]:
+        """Keep a new one, unless it is there already.
+
+        Returns:
+            It as it is kept, perhaps since an earlier request of the same key; and what has ended whose place it takes.
+
+        Raises:
+            JobConflict: there is another of that name.
+            LimitReached: its owner has as many as they may have.
+
+        """
+
+        def work(connection: sa.Connection) -> tuple[UserJob, list[UserJob]]:
+            theirs = list(_find(connection, _of(job.owner)))
+            same = next((other for other in theirs if other.service == job.service), None)
+            if same and _repeated(same, job):
+                return same, []
+            if same and same.active:
+                raise JobConflict(f"You have a user job {job.service} already. Choose another name, or remove it.")
+            _check_room(job, [other for other in theirs if other.hostname == job.hostname], system)
+            if same:
+                connection.execute(table.delete().where(table.c.key == same.key))
+            connection.execute(table.insert().values(**_values(job)))
+            return job, [same] if same else []
+
+        return await self._database.write(work, alone=True)
+
+    async def find(self, owner: Owner, service: str) -> UserJob | None:
+        """Somebody's of that name."""
+        return await self._one(*_of(owner), table.c.service == service)
+
+    async def get(self, key: str) -> UserJob | None:
+        """The one with a key."""
+        return await self._one(table.c.key == key)
+
+    async def of(self, owner: Owner) -> list[UserJob]:
+        """All of somebody's, the newest first."""
+        return (await self._database.read(lambda connection: list(_find(connection, _of(owner)))))[::-1]
+
+    async def active(self, hostname: str | None = None) -> list[UserJob]:
+        """Those that go on, the oldest first."""
+        where = [sa.or_(table.c.state.is_(None), table.c.state.not_in(ENDED))]
+        if hostname is not None:
+            where.append(table.c.hostname == hostname)
+        return await self._database.read(lambda connection: list(_find(connection, where)))
+
+    async def local_ports(self) -> set[int]:
+        """The ports that are kept for forwards."""
+        return {forward.local for job in await self.active() for forward in job.forwards}
+
+    async def update(self, job: UserJob, **values: Any) -> UserJob | None:
+        """Change one; None if it is gone."""
+
+        def work(connection: sa.Connection) -> bool:
+            return connection.execute(table.update().where(table.c.key == job.key).values(**values)).rowcount > 0
+
+        return replace(job, **values) if await self._database.write(work) else None
+
+    async def submitted(self, job: UserJob, number: int) -> UserJob:
+        """Slurm has taken a job; it may have been seen there already."""
+
+        def work(connection: sa.Connection) -> None:
+            state = sa.case((table.c.state == SUBMITTING, "PENDING"), else_=table.c.state)
+            connection.execute(table.update().where(table.c.key == job.key).values(job_id=number, state=state))
+
+        await self._database.write(work)
+        return await self.get(job.key) or job
+
+    async def forget(self, key: str) -> None:
+        """Nothing is left of one."""
+
+        def work(connection: sa.Connection) -> None:
+            connection.execute(table.delete().where(table.c.key == key))
+
+        await self._database.write(work)
+
+    async def forget_ended(self, before: float) -> None:
+        """Remove what ended before that time."""
+
+        def work(connection: sa.Connection) -> None:
+            connection.execute(table.delete().where(table.c.ended < before, table.c.state.in_(ENDED)))
+
+        await self._database.write(work)
+
+    async def _one(self, *where: sa.ColumnElement[bool]) -> UserJob | None:
+        found = await self._database.read(lambda connection: list(_find(connection, list(where))))
+        return found[0] if found else None
+
+
+def _repeated(same: UserJob, job: UserJob) -> bool:
+    """Whether a request is the one that this came from; a forward says all that it is, and needs no key."""
+    if job.idempotency_key is not None or job.job is not None or same.job is not None:
+        return job.idempotency_key is not None and same.idempotency_key == job.idempotency_key
+    asked = [(forward.wanted, forward.remote) for forward in job.forwards]
+    there = [(forward.wanted, forward.remote) for forward in same.forwards]
+    return (same.hostname, same.target_node, there) == (job.hostname, job.target_node, asked)
+
+
+def _check_room(job: UserJob, theirs: list[UserJob], system: System) -> None:
+    active = [other for other in theirs if other.active]
+    if job.job is not None and sum(other.job is not None for other in active) >= system.max_jobs:
+        raise LimitReached(f"You have {system.max_jobs} jobs on {job.hostname}, as many as you may have at once.")
+    if len(job.forwards) + sum(len(other.forwards) for other in active) > system.max_ports:
+        raise LimitReached(f"Of yours, {system.max_ports} ports of {job.hostname} may be forwarded at once, no more.")
+
+
+def _of(owner: Owner) -> list[sa.ColumnElement[bool]]:
+    return [table.c.credential == owner.credential, table.c.username == owner.username]
+
+
+def _values(job: UserJob) -> dict[str, Any]:
+    return {**vars(job), "forwards": [[forward.wanted, forward.remote, forward.local] for forward in job.forwards]}
+
+
+def _find(connection: sa.Connection, where: list[sa.ColumnElement[bool]]) -> Iterator[UserJob]:
+    columns = [column for column in table.c if column is not table.c.seq]
+    for found in connection.execute(sa.select(*columns).where(*where).order_by(table.c.seq)):
+        yield UserJob(**{**found._mapping, "forwards": tuple(Forwarded(*each) for each in found.forwards)})
