@@ -8,7 +8,13 @@ from tornado.web import RequestHandler
 
 from ..errors import Forbidden, LauncherError, MethodNotAllowed, NotFound, Unauthenticated
 from ..handlers.base import BaseHandler
-from ..userjobs.handlers import OfHubUsers, OneUserJobOfHubUsers, UserJobsHandler, UserJobsOfHubUsers
+from ..userjobs.handlers import (
+    OfHubUsers,
+    OneUserJobOfHubUsers,
+    SystemsOfHubUsers,
+    UserJobsHandler,
+    UserJobsOfHubUsers,
+)
 from ..userjobs.systems import Owner
 from . import requests
 from .credentials import LOGS, NOT_PERMITTED, SERVICES, Client, Credentials
@@ -224,6 +230,14 @@ class OneUserJobOfCredentials(OfCredentials):
         await self.remove(name)
 
 
+class SystemsOfCredentials(OfCredentials):
+    """``api/systems``."""
+
+    async def get(self) -> None:
+        """Those where the owner has an account."""
+        self.tell_systems()
+
+
 class OfEither(OfHubUsers):
     """Beside the launcher: for users of its Hub, and for credentials."""
 
@@ -248,6 +262,10 @@ class OfEither(OfHubUsers):
     def owner(self, username: str | None) -> Owner:
         """The user who calls, or one of the credential's."""
         return Owner(self.client.credential, username or "") if self.client else super().owner(username)
+
+
+class SystemsOfEither(OfEither, SystemsOfHubUsers):
+    """``api/systems``."""
 
 
 class UserJobsOfEither(OfEither, UserJobsOfHubUsers):
@@ -279,6 +297,7 @@ _ALWAYS: Routes = [
 _UNKNOWN: Routes = [(r"api/.*", UnknownHandler)]
 ROUTES: Routes = [
     *_ALWAYS,
+    (r"api/systems/?", SystemsOfCredentials),
     (r"api/userjobs/?", UserJobsOfCredentials),
     (r"api/userjobs/([^/]+)/?", OneUserJobOfCredentials),
     *_UNKNOWN,
@@ -286,6 +305,7 @@ ROUTES: Routes = [
 """Patterns below the prefix."""
 BESIDE_LAUNCHER: Routes = [
     *_ALWAYS,
+    (r"api/systems/?", SystemsOfEither),
     (r"api/userjobs/?", UserJobsOfEither),
     (r"api/userjobs/([^/]+)/?", OneUserJobOfEither),
     *_UNKNOWN,

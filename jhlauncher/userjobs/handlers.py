@@ -80,7 +80,7 @@ class UserJobsHandler(BaseHandler):
     async def list_all(self) -> None:
         """Answer with all of the owner's, the newest first."""
         owner = self.owner(self.query(ListQuery).username)
-        self.answer([self.jobs.view(job) for job in await self.jobs.list(owner)])
+        self.answer([self.jobs.view(job) for job in await self.jobs.all_of(owner)])
 
     async def create(self, key: str | None) -> None:
         """Answer with a forward that is made, or a job that is submitted."""
@@ -93,6 +93,10 @@ class UserJobsHandler(BaseHandler):
         request = parse(UserJobRequest, body)
         job, new = await self.interruptible(self.jobs.create(self.owner(request.username), request, key))
         self.answer(self.jobs.view(job), 201 if new else 200)
+
+    def tell_systems(self) -> None:
+        """Answer with the systems where the owner has an account."""
+        self.answer(self.jobs.systems_of(self.owner(self.query(ListQuery).username)))
 
     # -- one
 
@@ -185,7 +189,16 @@ class OneUserJobOfHubUsers(OfHubUsers):
         await self.remove(name)
 
 
+class SystemsOfHubUsers(OfHubUsers):
+    """``api/systems``."""
+
+    async def get(self) -> None:
+        """Those where the caller has an account."""
+        self.tell_systems()
+
+
 ROUTES: list[tuple[str, type[RequestHandler]]] = [
+    (r"api/systems/?", SystemsOfHubUsers),
     (r"api/userjobs/?", UserJobsOfHubUsers),
     (r"api/userjobs/([^/]+)/?", OneUserJobOfHubUsers),
 ]

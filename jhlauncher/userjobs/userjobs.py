@@ -15,7 +15,7 @@ from traitlets.config import LoggingConfigurable
 
 from ..errors import Forbidden, InvalidRequest, LauncherError, NotFound
 from .commands import Commands
-from .errors import AnswerLost, JobConflict
+from .errors import AnswerLost, JobConflict, NoAccount
 from .exposing import Exposure
 from .forwards import Forwards
 from .gateway import Gateway
@@ -171,7 +171,7 @@ class UserJobs(LoggingConfigurable):
             await self._disconnect(job)
         await self._rows.forget(job.key)
 
-    async def list(self, owner: Owner) -> list[UserJob]:
+    async def all_of(self, owner: Owner) -> list[UserJob]:
         """All of somebody's, the newest first."""
         return await self._rows.of(owner)
 
@@ -247,6 +247,23 @@ class UserJobs(LoggingConfigurable):
         forwarding = job.connects and self._forwards.problem(job) == ""
         addresses = self._exposure.addresses(job) if job.active else {}
         return {**job.as_dict(), "addresses": addresses, "forwarding": forwarding, "problem": self.problem(job)}
+
+    def systems_of(self, owner: Owner) -> list[dict[str, Any]]:
+        """The systems where somebody has an account, and what they may ask for there."""
+        found = []
+        for name, system in self.systems.items():
+            with contextlib.suppress(NoAccount):
+                found.append({
+                    "name": name,
+                    "account": account_of(owner, name, system),
+                    "jobs": bool(system.allowed.partitions),
+                    "forwards": name in self._gateways,
+                    "allowed": system.allowed.model_dump(),
+                    "max_jobs": system.max_jobs,
+                    "max_ports": system.max_ports,
+                    "problem": self.watching.problem(name),
+                })  # fmt: skip
+        return found
 
     async def follow(self, owner: Owner, service: str) -> AsyncGenerator[dict[str, Any], None]:
         """How a user job is, now and whenever that changes, until it has ended or is gone.

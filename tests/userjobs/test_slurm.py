@@ -73,3 +73,15 @@ async def test_from_the_queue_to_its_end(service: Service, site: Site):
     assert view["tail"] == f"hello from {site.ada}\ngood day\n/home/{site.ada}\n"
     status, view = await ask(service, "GET", "second?tail=5")
     assert view["tail"] == f"{site.ada}\n"[-5:]
+
+
+async def test_systems_are_told(service: Service, site: Site):
+    status, systems = await service.request("GET", "api/systems/", token="token-of-ada")
+    assert status == 200
+    [system] = systems
+    assert system["name"] == "cluster"
+    assert system["account"] == site.ada
+    assert system["allowed"]["partitions"] == ["batch"]
+    assert system["jobs"]
+    assert system["forwards"]
+    assert await service.request("GET", "api/systems/", token="token-of-eve") == (200, [])
