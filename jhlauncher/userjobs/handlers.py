@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from pydantic import BeforeValidator, Field
 from tornado.web import RequestHandler
 
 from ..access import READ, START, STOP
-from ..errors import Forbidden, InvalidRequest, LauncherError
+from ..errors import Forbidden, InvalidRequest, LauncherError, ShuttingDown, Unauthenticated
 from ..handlers.base import BaseHandler
 from ..handlers.callers import HubHandler
 from ..handlers.streams import EventStream
@@ -75,11 +76,37 @@ class UserJobsHandler(BaseHandler):
         if self._stream:
             self._stream.close()
 
+    async def follow(self, views: AsyncGenerator[Any, None], name: str) -> None:
+        """Answer with a stream: an event of this name for each view."""
+        self.endless = True
+        try:
+            await self.interruptible(self._send(views, name))
+        except (ShuttingDown, Unauthenticated, Forbidden):  # who comes back is told why
+            if self._stream is None:
+                raise
+        if self._stream:
+            self._stream.end()
+
+    async def _send(self, views: AsyncGenerator[Any, None], name: str) -> None:
+        async with aclosing(views):
+            async for view in views:
+                if self._stream:
+                    await self.admit()  # it may be long since
+                self._stream = self._stream or EventStream(self, self.serving.keepalive)
+                await self._stream.send(view, name=name)
+
+    @property
+    def _wants_events(self) -> bool:
+        return "text/event-stream" in self.request.headers.get("Accept", "")
+
     # -- all
 
     async def list_all(self) -> None:
-        """Answer with all of the owner's, the newest first."""
+        """All of the owner's, the newest first; with ``Accept: text/event-stream``, whenever that changes."""
         owner = self.owner(self.query(ListQuery).username)
+        if self._wants_events:
+            await self.follow(self.jobs.follow_all(owner), "userjobs")
+            return
         self.answer([self.jobs.view(job) for job in await self.jobs.all_of(owner)])
 
     async def create(self, key: str | None) -> None:
@@ -104,22 +131,14 @@ class UserJobsHandler(BaseHandler):
         """Answer with one; with ``Accept: text/event-stream``, each time that it changes."""
         query = self.query(OneQuery)
         owner = self.owner(query.username)
-        if "text/event-stream" in self.request.headers.get("Accept", ""):
-            await self.interruptible(self._events(owner, name))
+        if self._wants_events:
+            await self.follow(self.jobs.follow(owner, name), "userjob")
             return
         job = await self.jobs.find(owner, name)
         view = self.jobs.view(job)
         if query.tail:
             view["tail"] = await self.interruptible(self.jobs.tail(job, query.tail))
         self.answer(view)
-
-    async def _events(self, owner: Owner, name: str) -> None:
-        async with aclosing(self.jobs.follow(owner, name)) as views:
-            async for view in views:
-                self._stream = self._stream or EventStream(self, self.serving.keepalive)
-                await self._stream.send(view, name="userjob")
-        if self._stream:
-            self._stream.end()
 
     async def remove(self, name: str) -> None:
         """Cancel one, and forget it."""

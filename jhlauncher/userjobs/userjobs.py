@@ -208,7 +208,6 @@ class UserJobs(LoggingConfigurable):
             await self._cancel(job)
             await self._disconnect(job)
             await self._rows.forget(job.key)
-            self.watching.bell.ring()
 
     async def _cancel(self, job: UserJob) -> None:
         if job.job is None or job.job_id is None or not job.active:
@@ -287,6 +286,17 @@ class UserJobs(LoggingConfigurable):
                 return
             await rung.wait()
 
+    async def follow_all(self, owner: Owner) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """All of somebody's, the newest first, now and whenever something of them changes; it does not end."""
+        told = None
+        while True:
+            rung = self.watching.bell.listen()
+            views = [self.view(job) for job in await self.all_of(owner)]
+            if views != told:
+                told = views
+                yield views
+            await rung.wait()
+
     # -- how
 
     async def _follow(self, job: UserJob) -> None:
@@ -338,6 +348,7 @@ class UserJobs(LoggingConfigurable):
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        self.watching.bell.ring()  # there is one more, or one less
         if not task.cancelled():
             task.exception()  # whoever waits for it hears of it
 
