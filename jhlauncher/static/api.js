@@ -81,3 +81,20 @@ export async function* pages(path) {
     if (!cursor) return;
   }
 }
+
+/** Keys of requests: the same for the same body until it is `done`, so that a second try is the same request. */
+export class Keys {
+  of(body) {
+    const content = JSON.stringify(body);
+    if (this.sent?.content !== content) {
+      const bytes = [...crypto.getRandomValues(new Uint8Array(16))]; // randomUUID is for secure contexts only
+      this.sent = { content, key: bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("") };
+    }
+    return this.sent.key;
+  }
+
+  /** It is known what became of the request. */
+  done() {
+    this.sent = null;
+  }
+}

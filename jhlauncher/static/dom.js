@@ -30,8 +30,22 @@ export function announce(text) {
 /** The way back in, for who is logged out: asking for the page leads to the Hub's login. */
 export const login = () => h("a", { class: "btn btn-sm btn-primary", href: location.href }, "Log in again");
 
+/** Copy a text, for a button that says so then; or show the text in its place, for the person to copy it. */
+export async function copy(button, text, what) {
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+    announce(`${what} is copied.`);
+  } catch {
+    // not allowed, or no secure context
+    const box = h("input", { class: "form-control", readonly: true, value: text, "aria-label": what });
+    button.replaceWith(box);
+    box.select();
+  }
+}
+
 /** The answer to a question that has two. */
-export function confirmed(text, yes) {
+export function confirmed(text, yes, no = "Keep it running") {
   return new Promise((resolve) => {
     const close = (value) => () => dialog.close(value);
     const closed = () => {
@@ -44,7 +58,7 @@ export function confirmed(text, yes) {
       h("p", {}, text),
       h("button", { class: "btn btn-danger", type: "button", onclick: close("yes") }, yes),
       " ",
-      h("button", { class: "btn btn-outline-contrast", type: "button", onclick: close("no") }, "Keep it running"),
+      h("button", { class: "btn btn-outline-contrast", type: "button", onclick: close("no") }, no),
     );
     document.body.append(dialog);
     dialog.showModal();

@@ -1,34 +1,15 @@
 // The form to start a server: made from `options`, so that it offers what this person may ask, and checked with a dry run
 // while it is filled in, so that it says why something would be refused.
 
-import { ask, groups, others, page } from "./api.js";
+import { Keys, ask, groups, others, page } from "./api.js";
 import { announce, fill, h, login, unique } from "./dom.js";
+import { field, input, mark, select, wrong } from "./fields.js";
 import { duration, many, size } from "./format.js";
 
 const DELAY = 350; // milliseconds without a change before the launcher is asked
 const OWN_IMAGE = "";
 export const THERE = ["server_running", "server_starting"]; // reasons: nothing is wrong but that it has been started already
 const LIFETIME_UNITS = { minutes: 60, hours: 3600, days: 86400 };
-
-/** A labelled control, with room for what is wrong with it. */
-function field(name, label, control, hint) {
-  const id = unique(name);
-  const [about, problem] = [`${id}-hint`, `${id}-problem`];
-  control.id = id;
-  control.name = name;
-  control.setAttribute("aria-describedby", hint ? `${about} ${problem}` : problem);
-  return h(
-    "div",
-    { class: "mb-3", "data-field": name },
-    h("label", { class: "form-label", for: id }, label),
-    control,
-    hint && h("div", { class: "form-text", id: about }, hint),
-    h("div", { class: "problem", id: problem }),
-  );
-}
-
-const input = (attributes) => h("input", { class: "form-control", autocomplete: "off", ...attributes });
-const select = (options) => h("select", { class: "form-select" }, options.map(([value, text]) => h("option", { value }, text)));
 
 /** Whom a limit is for: "ada", "group course-1", "all together". */
 function whose(key) {
@@ -52,7 +33,7 @@ export class LaunchForm {
     this.button = h("button", { class: "btn btn-primary btn-lg", type: "submit" }, "Start");
     this.form = h("form", { novalidate: true, onsubmit: (event) => this.submit(event), oninput: touched }, this.fields, this.decision, this.button);
     this.timer = null;
-    this.sent = null;
+    this.keys = new Keys();
     this.unknown = ""; // what a link asks for, and is not offered
   }
 
@@ -390,9 +371,9 @@ export class LaunchForm {
     this.checking?.abort();
     this.checking = new AbortController();
     const username = this.forClass ? this.names()[0] : this.value("username") || page.user;
-    this.mark([]);
-    const wrong = [...this.form.elements].find((control) => control.willValidate && !control.validity.valid && control.value && !control.closest("[hidden]"));
-    if (wrong) return this.refuse({ message: wrong.validationMessage, details: { fields: [{ field: wrong.name, problem: wrong.validationMessage }] } });
+    mark(this.form, []);
+    const fault = wrong(this.form);
+    if (fault) return this.refuse({ message: fault.problem, details: { fields: [fault] } });
     if (!username) return this.ready(groups.length || "everybody" in page ? "Choose a group, or name the people, one a line." : "Name the people, one a line.", false);
     if (!this.value("template") && !this.value("image")) return this.ready("Choose what to start.", false);
     try {
@@ -437,7 +418,7 @@ export class LaunchForm {
     const there = THERE.includes(error.reason);
     const launch = error.reason === "server_running" && error.details.launch;
     this.button.disabled = true;
-    this.mark(error.details?.fields || []);
+    mark(this.form, error.details?.fields || []);
     this.say(
       h(
         "div",
@@ -454,21 +435,6 @@ export class LaunchForm {
     event.preventDefault();
     const launch = await ask("GET", `launches/${id}`);
     if (launch.url) location.assign(launch.url);
-  }
-
-  /** Show at each field what is wrong with it. */
-  mark(problems) {
-    for (const element of this.form.querySelectorAll("[data-field]")) {
-      const mine = problems.filter(({ field: path }) => path.split(".")[0] === element.dataset.field);
-      const text = mine.map(({ problem }) => problem).join("; ");
-      element.querySelector(".problem").textContent = text;
-      for (const control of element.querySelectorAll("input, select, textarea")) {
-        control.classList.toggle("is-invalid", Boolean(text));
-        if (text) control.setAttribute("aria-invalid", "true");
-        else control.removeAttribute("aria-invalid");
-      }
-      if (text) element.closest("details")?.setAttribute("open", "");
-    }
   }
 
   // -- starting
@@ -497,24 +463,15 @@ export class LaunchForm {
   async send() {
     const one = { username: this.value("username") || page.user, ...this.body() };
     const body = this.forClass ? this.classBody() : one;
-    const headers = { "Idempotency-Key": this.keyFor(JSON.stringify(body)) };
+    const headers = { "Idempotency-Key": this.keys.of(body) };
     if (this.forClass) this.startedMany(await ask("POST", "batches", { body, headers }));
     else this.started(await ask("POST", "launches", { body, headers }));
-    this.sent = null;
+    this.keys.done();
     announce(this.forClass ? `${many(this.names().length, "server")} asked for.` : "The launch was accepted.");
   }
 
   classBody() {
     const [group, users, stagger] = [this.value("group"), this.typed(), Number(this.value("stagger"))];
     return { ...(group ? { group } : {}), ...(users.length ? { users } : {}), ...(stagger ? { stagger } : {}), launch: this.body() };
-  }
-
-  /** The same key for the same content, until it is known what became of it: a second try is the same launch. */
-  keyFor(content) {
-    if (this.sent?.content !== content) {
-      const bytes = [...crypto.getRandomValues(new Uint8Array(16))]; // randomUUID is for secure contexts only
-      this.sent = { content, key: bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("") };
-    }
-    return this.sent.key;
   }
 }

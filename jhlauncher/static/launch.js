@@ -1,7 +1,7 @@
 // One launch as it is shown: state, progress, what to do with it, and why it failed.
 
 import { ask } from "./api.js";
-import { announce, confirmed, fill, h, unique } from "./dom.js";
+import { announce, confirmed, copy, fill, h, unique } from "./dom.js";
 import { extend } from "./extend.js";
 import { clock, duration } from "./format.js";
 
@@ -162,7 +162,7 @@ export class LaunchRow {
     fill(
       this.actions,
       launch.url && h("a", { class: "btn btn-sm btn-primary", href: launch.url, target: "_blank", rel: "noopener", "aria-describedby": this.name.id }, "Open"),
-      launch.url && button("Copy link", "outline-contrast", (event) => this.copy(event)),
+      launch.url && button("Copy link", "outline-contrast", ({ target }) => copy(target, launch.url, "The link")),
       launch.expires && !launch.ended_by && button("Extend", "outline-contrast", () => this.extend()),
       this.active && !launch.ended_by && button(stop, "outline-danger", () => this.stop()),
       !this.active && this.again && button("Use these settings again", "outline-contrast", () => this.again(launch)),
@@ -193,20 +193,6 @@ export class LaunchRow {
   }
 
   // -- what is done
-
-  async copy({ target }) {
-    const { url } = this.launch;
-    try {
-      await navigator.clipboard.writeText(url);
-      target.textContent = "Copied";
-      announce("The link is copied.");
-    } catch {
-      // not allowed, or no secure context: the person copies it
-      const box = h("input", { class: "form-control", readonly: true, value: url, "aria-label": "The link" });
-      target.replaceWith(box);
-      box.select();
-    }
-  }
 
   async extend() {
     try {

@@ -2,7 +2,8 @@
 
 import { ask, groups, others, page, pages } from "./api.js";
 import { BatchCard } from "./batch.js";
-import { announce, confirmed, fill, h, login } from "./dom.js";
+import { connectionIn } from "./connection.js";
+import { announce, confirmed, fill, h } from "./dom.js";
 import { many } from "./format.js";
 import { ACTIVE, LaunchRow } from "./launch.js";
 import { follow } from "./stream.js";
@@ -13,7 +14,8 @@ const AT_ONCE = 4; // requests to stop servers
 export class LaunchList {
   /** `changed(launch)` is told each launch as it is shown; `again(launch)` fills the form with one. */
   constructor({ list, batches, filters, connection, changed, again }) {
-    Object.assign(this, { list, batchRoot: batches, connection, changed, again });
+    Object.assign(this, { list, batchRoot: batches, changed, again });
+    this.connection = connectionIn(connection, "Servers", () => this.stream.again());
     this.rows = new Map();
     this.batches = new Map();
     this.running = h("ul", { class: "rows-of-launches" });
@@ -67,20 +69,9 @@ export class LaunchList {
     this.stream = follow(`launches/events?${this.query()}`, (name, data) => this.tell(name, data), (...state) => this.connects(...state));
   }
 
-  connects(state, error, delay) {
-    if (state === "open") {
-      if (this.lost) announce("Connected again.");
-      this.lost = false;
-      fill(this.connection);
-    } else if (state === "ended") {
-      fill(this.connection, h("div", { class: "alert alert-warning" }, `${error.message} `, error.loggedOut && login()));
-      this.list.removeAttribute("aria-busy");
-    } else {
-      this.lost = true;
-      const now = h("button", { class: "btn btn-sm btn-outline-contrast", type: "button", onclick: () => this.stream.again() }, "Try now");
-      const what = navigator.onLine ? "The connection to the launcher is lost." : "This device is offline.";
-      fill(this.connection, h("div", { class: "alert alert-warning" }, `${what} Servers go on; this page tries again in ${Math.ceil(delay / 1000)} s. `, now));
-    }
+  connects(state, ...more) {
+    this.connection(state, ...more);
+    if (state === "ended") this.list.removeAttribute("aria-busy");
   }
 
   tell(name, data) {
