@@ -84,6 +84,8 @@ class PageHandler(HubHandler):
             everybody=not self.caller.scopes.isdisjoint(START),
             groups=sorted(self.caller.filters("group", *START)),
             users=sorted(self.caller.filters("user", *START)),
+            # whether to ask where they have an account; without systems, there is nobody to ask
+            systems=self.caller.kind == "user" and bool(self.settings["userjobs"].systems),
         )
 
 

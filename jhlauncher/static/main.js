@@ -1,8 +1,9 @@
-// The page: a form on one side, what runs on the other; and launch links, which lead to a server.
+// The page: a form on one side, what runs on the other, and the same for jobs; and launch links, which lead to a server.
 
 import { ask, others, page } from "./api.js";
 import { announce } from "./dom.js";
 import { LaunchForm, THERE } from "./form.js";
+import { showJobs } from "./jobs.js";
 import { title } from "./launch.js";
 import { LaunchList } from "./list.js";
 
@@ -75,5 +76,7 @@ async function startLinked() {
 }
 
 list.restart();
+if ("systems" in page)
+  showJobs({ root: at("jobs"), link: at("to-jobs"), form: at("job-form"), list: at("job-list"), connection: at("job-connection") });
 await form.load();
 if (linked) await startLinked().catch(() => {}); // the form, which is there to be pressed, says what is wrong

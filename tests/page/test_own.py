@@ -262,6 +262,16 @@ async def focused(page: Page) -> str:
     return str(await page.evaluate("document.activeElement.textContent.trim()"))
 
 
+async def test_without_systems_there_are_no_jobs(visit: Visit):
+    page = await visit("vint")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    await page.reload()
+    await page.get_by_text("starts at once").wait_for()
+    await expect(page.locator("#jobs")).to_have_count(0)
+    assert not any("/api/" in url for url in asked)
+
+
 async def test_nothing_may_be_started(visit: Visit):
     page = await visit("nobody")
     await expect(page.get_by_text("There is nothing that may be started here.")).to_be_visible()
