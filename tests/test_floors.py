@@ -60,6 +60,7 @@ manager.reaper manager.requests
 manager.parts
 manager.handlers
 client.views client.settings
+client.connection
 client.client
 client.blocking
 client

@@ -182,6 +182,7 @@ class _Watch:
         if self.problem:
             self._watching.log.warning("Slurm on %s answers again", self._name)
             self.problem = ""
+            self._watching.bell.ring()
         await self._watching.judge(jobs, found, asked)
         return bool(jobs)
 
