@@ -73,6 +73,8 @@ def test_the_first_missing_key_is_named():
         {**FORWARD, "target_node": ""},
         {**FORWARD, "target_node": "-o"},
         {**FORWARD, "job": JOB},
+        {**FORWARD, "target_node": None},
+        {**FORWARD, "job": None, "ports": None},
         {"service": "x", "hostname": "cluster", "job": {}},
         {"service": "x", "hostname": "cluster", "job": {**JOB, "command": ["true"]}},
         {"service": "x", "hostname": "cluster", "job": {"command": []}},
