@@ -61,7 +61,7 @@ async def test_a_servers_own_token(hub: RealHub, site: Site):
         aiohttp.ClientSession(headers=headers) as client,
         client.get(f"{hub.launcher_url}api/userjobs/mine/") as response,
     ):
-        assert b'"state": "COMPLETED"' in await response.read(), "the stream ends with the job"
+        assert b'"state":"COMPLETED"' in await response.read(), "the stream ends with the job"
     status, view = await ask(hub, "GET", "api/userjobs/mine?tail=100", token)
     assert (status, view["tail"]) == (200, "said\n")
     # it starts, sees and stops no server
