@@ -15,12 +15,15 @@ test: $(VENV)/.ready
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # the same suite on the oldest versions that pyproject.toml admits, but for what does not depend on them: docs, looks,
-# deployments, whose images have the versions of the lock, many servers at once, in the page and of a class, of which other
-# tests show that they work with the oldest Hub, pulls, disks and packages, for which both have the same client, and kills at every
-# step of the manager
+# deployments, whose images have the versions of the lock, operations, rights in a cluster, many servers at once, in the
+# page and of a class, of which other tests show that they work with the oldest Hub, Swarm, pulls, disks and packages, whose
+# code is Docker's, or for which both have the same client, what the manager does while it runs and when it is killed, and
+# what Slurm does with a job
 NEWEST_ONLY = tests/test_docs.py tests/test_examples.py tests/page/test_looks.py tests/page/test_class.py \
-	tests/deployments tests/engines/test_pulling.py tests/engines/test_disks.py tests/engines/test_packages.py \
-	tests/manager/test_killed.py tests/people/test_class_of_thirty.py
+	tests/deployments tests/operations tests/engines/test_kubernetes_rights.py tests/engines/test_swarm.py \
+	tests/engines/test_pulling.py tests/engines/test_disks.py tests/engines/test_packages.py \
+	tests/manager/test_killed.py tests/manager/test_running.py tests/people/test_class_of_thirty.py \
+	tests/userjobs/test_slurm.py tests/userjobs/test_injection.py tests/userjobs/test_manager.py
 test-oldest:
 	@$(MAKE) --no-print-directory test VENV=.venv-oldest LOCK=requirements/oldest.txt \
 	  PYTEST_ARGS="$(PYTEST_ARGS) $(NEWEST_ONLY:%=--ignore=%)"

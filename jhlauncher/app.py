@@ -26,6 +26,7 @@ from .service import HTTPService, check_url, folder
 from .signing import KEY_ENV
 from .userjobs.exposing import Plain
 from .userjobs.handlers import ROUTES as USERJOBS_ROUTES
+from .userjobs.openapi import EXTENSION as USERJOBS_API
 from .userjobs.parts import CONFIGURABLE as USERJOBS
 from .userjobs.parts import UserJobParts
 
@@ -186,6 +187,7 @@ class LauncherApp(HTTPService):
             "services": services,
             "manager": self.manager_parts,
             "userjobs": self.userjobs.jobs,
+            "extensions": [USERJOBS_API] if self.userjobs.enabled else [],
             "cookie_secret": self.parts.signer.cookie_secret(),
             "default_handler_class": MissingHandler,
         }

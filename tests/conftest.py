@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from traitlets.config import Config
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from jhlauncher import sse
 from jhlauncher.app import LauncherApp
@@ -46,7 +47,7 @@ ENVIRONMENT = (
 
 
 LONGEST = [
-    "test_faults.py", "test_kubernetes.py", "test_swarm.py", "test_disks.py", "test_class_of_thirty.py",
+    "test_slurm.py", "test_faults.py", "test_kubernetes.py", "test_swarm.py", "test_disks.py", "test_class_of_thirty.py",
     "test_kubernetes_rights.py", "test_real_hub.py", "test_compose.py", "test_own.py", "test_killed.py",
     "test_running.py", "test_orphans.py", "test_one_host.py", "test_check.py", "test_class.py", "test_looks.py",
     "test_examples.py",
@@ -64,6 +65,18 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: much of the time goes in waiting for engines."""
     return (os.cpu_count() or 1) + 1
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """A module's tests run one after the other, in one worker; and so do all that share the one Slurm there is."""
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            on_slurm = "userjobs" in module or module.endswith("/test_jobs.py")
+            return "slurm" if on_slurm else str(super()._split_scope(nodeid))
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -136,9 +136,10 @@ def test_every_setting_is_in_the_reference(site: Path):
 
 def test_every_operation_is_in_the_reference(site: Path):
     from jhlauncher.handlers.openapi import document
+    from jhlauncher.userjobs.openapi import EXTENSION
 
     page = (site / "http-api.html").read_text()
-    for path, operations in document("/").get("paths").items():
+    for path, operations in document("/", EXTENSION).get("paths").items():
         for method in operations:
-            title = f"{method.upper()} {path.removeprefix('/').replace('{id}', 'ID')}"
+            title = f"{method.upper()} {path.removeprefix('/').replace('{id}', 'ID').replace('{name}', 'NAME')}"
             assert f"<h2>{title}<a" in page, title

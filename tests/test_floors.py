@@ -46,9 +46,10 @@ userjobs.requests userjobs.gateway
 userjobs.jobs userjobs.local userjobs.ssh
 userjobs.rows userjobs.commands userjobs.slurmrestd
 userjobs.forwards userjobs.watching
-userjobs.exposing
+userjobs.exposing userjobs.views
 userjobs.userjobs
 userjobs.handlers userjobs.parts
+userjobs.openapi
 manager manager.errors manager.files
 manager.rendering
 manager.log_settings manager.service_secrets manager.status
@@ -60,6 +61,7 @@ manager.reaper manager.requests
 manager.parts
 manager.handlers
 client.views client.settings
+client.connection
 client.client
 client.blocking
 client

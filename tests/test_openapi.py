@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import os
 import re
 import sys
@@ -37,19 +38,38 @@ async def test_schemathesis(hub: FakeHub, tmp_path: Path):
     """No 500, no status that is not documented, no answer that breaks its schema."""
     hub.identities[PLATFORM_TOKEN]["scopes"] += ["read:metrics", "groups", "admin:groups", "delete:users"]
     async with running_service(hub, Launcher={"start_timeout": 5}) as service:
-        command = [
-            *(str(Path(sys.executable).parent / "schemathesis"), "run", f"{service.url}openapi.json"),
-            *("--url", service.url.rstrip("/")),
-            *("--header", f"Authorization: token {PLATFORM_TOKEN}"),
-            *("--checks", ",".join(CHECKS)),
-            *("--max-examples", "40", "--seed", "1", "--workers", "1", "--request-timeout", "30"),
-            *("--exclude-path-regex", "events$"),
-        ]
-        process = await asyncio.create_subprocess_exec(
-            *command, cwd=tmp_path, env={**os.environ, "NO_COLOR": "1"},
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
-        output, _ = await asyncio.wait_for(process.communicate(), 300)
-        report = output.decode()
-        assert process.returncode == 0, report[-6000:]
-        assert re.search(r"Operations: +\d+ selected", report), report
+        await attack(service.url, PLATFORM_TOKEN, tmp_path)
+
+
+@pytest.mark.asyncio
+async def test_schemathesis_of_user_jobs(hub: FakeHub, tmp_path: Path):
+    """Forwards are made, to wherever; the system's Slurm is not there."""
+    hub.identify("token-of-ada", "ada", "user", "access:services", "servers!user=ada")
+    system = {
+        "local": True, "accounts": {"ada": getpass.getuser().replace("root", "nobody")}, "target_nodes": ["*"],
+        "query_account": getpass.getuser().replace("root", "nobody"), "slurmrestd": {"url": "http://127.0.0.1:1"},
+        "allowed": {"partitions": ["batch"]}, "max_ports": 100,
+    }  # fmt: skip
+    async with running_service(hub, Systems={"systems": {"cluster": system}}) as service:
+        await attack(service.url, "token-of-ada", tmp_path, "--include-path-regex", "^/api/")
+
+
+async def attack(url: str, token: str, folder: Path, *options: str) -> None:
+    """Run schemathesis."""
+    command = [
+        *(str(Path(sys.executable).parent / "schemathesis"), "run", f"{url}openapi.json"),
+        *("--url", url.rstrip("/")),
+        *("--header", f"Authorization: token {token}"),
+        *("--checks", ",".join(CHECKS)),
+        *("--max-examples", "40", "--seed", "1", "--workers", "1", "--request-timeout", "30"),
+        *("--exclude-path-regex", "events$"),
+        *options,
+    ]
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=folder, env={**os.environ, "NO_COLOR": "1"},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    output, _ = await asyncio.wait_for(process.communicate(), 300)
+    report = output.decode()
+    assert process.returncode == 0, report[-6000:]
+    assert re.search(r"Operations: +\d+ selected", report), report

@@ -10,6 +10,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from jhlauncher.handlers.openapi import document
+from jhlauncher.userjobs.openapi import EXTENSION
 
 Json = dict[str, Any]
 Row = tuple[str | None, ...]
@@ -28,7 +29,9 @@ class Reference:
         """All of it."""
         for path, operations in self.api["paths"].items():
             for method, operation in operations.items():
-                yield from self.operation(method.upper(), path.removeprefix("/").replace("{id}", "ID"), operation)
+                yield from self.operation(
+                    method.upper(), path.removeprefix("/").replace("{id}", "ID").replace("{name}", "NAME"), operation
+                )
 
     def operation(self, method: str, path: str, operation: Json) -> Iterator[str]:
         """One heading, and what belongs to it."""
@@ -131,7 +134,7 @@ class HttpApi(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Render it."""
-        text = "\n".join(Reference(document("/services/launcher/")).lines())
+        text = "\n".join(Reference(document("/services/launcher/", EXTENSION)).lines())
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 
 

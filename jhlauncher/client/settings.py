@@ -4,6 +4,8 @@ The file is ``~/.config/jhlauncher/client.toml`` (below ``$XDG_CONFIG_HOME``, if
 
     url = "https://hub.example.org/services/launcher/"
     token = "..."
+
+In a server of JupyterHub's, the token is the server's own, if nobody says another and its environment has the address.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from urllib.parse import urlsplit
 from .. import environment
 
 URL_ENV, TOKEN_ENV = "JHLAUNCHER_URL", "JHLAUNCHER_TOKEN"
+_SERVERS_TOKEN_ENV = "JUPYTERHUB_API_TOKEN"  # noqa: S105  (a name)
 
 
 class SettingsMissing(ValueError):
@@ -41,6 +44,9 @@ def usual_file() -> Path:
 def settings(url: str | None = None, token: str | None = None, file: str | os.PathLike[str] | None = None) -> Settings:
     """What is given, else what the environment has, else what the file has; each of the two for itself.
 
+    Without any token, that of the server that this runs in is taken, for an address of the environment only: whoever
+    configures the server says both.
+
     Args:
         url: the service's address, ``https://HUB/services/launcher/``.
         token: of JupyterHub.
@@ -50,7 +56,8 @@ def settings(url: str | None = None, token: str | None = None, file: str | os.Pa
         SettingsMissing: one of them is not known, or not good.
 
     """
-    url = url or environment.text(URL_ENV)
+    configured = "" if url else environment.text(URL_ENV)
+    url = url or configured
     token = token or environment.text(TOKEN_ENV)
     # the address in a file is for the token in it: never is it sent somewhere else than was meant
     kept = {} if url and token else _from_file(Path(file) if file else usual_file(), needed=bool(file))
@@ -59,6 +66,8 @@ def settings(url: str | None = None, token: str | None = None, file: str | os.Pa
         token = token or kept.get("token", "")
     elif not token and _same(kept.get("url", ""), url):
         token = kept.get("token", "")
+    if not token and configured:
+        token = environment.text(_SERVERS_TOKEN_ENV)
     if not url:
         raise SettingsMissing(f"Where is the launcher? Set ${URL_ENV}, or url in {file or usual_file()}.")
     if not _good(url):

@@ -71,7 +71,7 @@ class OpenApiHandler(HubHandler):
 
     async def get(self) -> None:
         """Answer with an OpenAPI 3.1 document."""
-        self.answer(document(self.services.prefix))
+        self.answer(document(self.services.prefix, *self.settings["extensions"]))
 
 
 def template_view(template: Template) -> TemplateView:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -45,7 +47,7 @@ _ERRORS = {
     503: "the Hub or the database does not answer, too many wait, or the service stops",
 }
 _ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[0-9a-f]{16}$"}}
-_KEY = {
+KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
@@ -59,10 +61,21 @@ _ANSWERS: list[type[BaseModel]] = [
 ]  # fmt: skip
 
 
+@dataclass(frozen=True, eq=False)
+class Extension:
+    """What a part that not every launcher has adds to the document."""
+
+    paths: Json
+    requests: list[type[BaseModel]]
+    answers: list[type[BaseModel]]
+
+
 @functools.cache
-def document(prefix: str) -> Json:
+def document(prefix: str, *extensions: Extension) -> Json:
     """The whole document; ``prefix`` is the path below which everything answers."""
-    pairs: Any = [(model, "validation") for model in _REQUESTS] + [(model, "serialization") for model in _ANSWERS]
+    requests = [*_REQUESTS, *(model for each in extensions for model in each.requests)]
+    answers = [*_ANSWERS, *(model for each in extensions for model in each.answers)]
+    pairs: Any = [(model, "validation") for model in requests] + [(model, "serialization") for model in answers]
     _, schemas = models_json_schema(pairs, ref_template="#/components/schemas/{model}")
     return {
         "openapi": "3.1.0",
@@ -73,7 +86,9 @@ def document(prefix: str) -> Json:
         },
         "servers": [{"url": prefix.rstrip("/") or "/"}],
         "security": [{"token": []}],
-        "paths": _linked(_paths()),
+        "paths": _linked(
+            {name: path for paths in (_paths(), *(each.paths for each in extensions)) for name, path in paths.items()}
+        ),
         "components": {
             "schemas": schemas["$defs"],
             "securitySchemes": {
@@ -87,7 +102,7 @@ def _linked(paths: Json) -> Json:
     """The paths with names for their operations, and what to do with the ids that some answer."""
     for path, operations in paths.items():
         for method, operation in operations.items():
-            operation["operationId"] = method + path.replace("/", "-").replace("{id}", "one")
+            operation["operationId"] = method + re.sub(r"\{\w+\}", "one", path.replace("/", "-"))
     for name in ("launches", "batches"):
         follow = {
             f"{method}-{name}-one": {
@@ -100,98 +115,98 @@ def _linked(paths: Json) -> Json:
 
 
 def _paths() -> Json:
-    launch, plan = _ref(LaunchView), _ref(PlanView)
+    launch, plan = ref(LaunchView), ref(PlanView)
     launched = {"description": "it is ready or has ended; or the plan of a dry run", "anyOf": [launch, plan]}
     return {
         "/launches": {
-            "get": _operation("List launches", LaunchList, 400, query=ListQuery),
-            "post": _operation(
+            "get": operation("List launches", LaunchList, 400, query=ListQuery),
+            "post": operation(
                 "Ask for a server", {200: launched, 202: launch}, 400, 404, 409, 422, 429, 500,
-                query=SubmitQuery, parameters=[_KEY], body=LaunchRequest,
+                query=SubmitQuery, parameters=[KEY], body=LaunchRequest,
             ),
         },
         "/launches/events": {
-            "get": _operation(
+            "get": operation(
                 "The events of all launches that the caller may see", {200: "text/event-stream"}, 400, 403,
                 query=AllEventsQuery, parameters=[_LAST],
             ),
         },
         "/launches/{id}": {
-            "get": _operation("Tell about a launch", LaunchView, 400, 404, query=WaitQuery, parameters=[_ID]),
-            "patch": _operation(
+            "get": operation("Tell about a launch", LaunchView, 400, 404, query=WaitQuery, parameters=[_ID]),
+            "patch": operation(
                 "Give it another end", LaunchView, 400, 404, 409, 500, parameters=[_ID], body=ExtendRequest
             ),
-            "delete": _operation(
+            "delete": operation(
                 "Cancel it, or stop its server", {202: launch, 204: None}, 400, 404, 500,
                 query=WaitQuery, parameters=[_ID],
             ),
         },
         "/launches/{id}/events": {
-            "get": _operation(
-                "Its events; as JSON, those of the past", {200: ("text/event-stream", _ref(EventList)), 204: None},
+            "get": operation(
+                "Its events; as JSON, those of the past", {200: ("text/event-stream", ref(EventList)), 204: None},
                 400, 404,
                 query=EventsQuery, parameters=[_ID, _LAST],
             ),
         },
         "/batches": {
-            "get": _operation("List the caller's own batches", BatchList, 400, query=BatchesQuery),
-            "post": _operation(
-                "Ask for many servers", {202: _ref(BatchView)}, 400, 422, 500, parameters=[_KEY], body=BatchRequest
+            "get": operation("List the caller's own batches", BatchList, 400, query=BatchesQuery),
+            "post": operation(
+                "Ask for many servers", {202: ref(BatchView)}, 400, 422, 500, parameters=[KEY], body=BatchRequest
             ),
         },
         "/batches/{id}": {
-            "get": _operation("Tell what each server of a batch is doing", BatchView, 404, parameters=[_ID]),
-            "patch": _operation(
+            "get": operation("Tell what each server of a batch is doing", BatchView, 404, parameters=[_ID]),
+            "patch": operation(
                 "Give all its launches another end", ExtendedList, 400, 404, 500, parameters=[_ID], body=ExtendRequest
             ),
-            "delete": _operation(
-                "End all its launches", {202: _ref(BatchView), 204: None}, 404, 500, parameters=[_ID]
+            "delete": operation(
+                "End all its launches", {202: ref(BatchView), 204: None}, 404, 500, parameters=[_ID]
             ),
         },
         "/batches/{id}/events": {
-            "get": _operation(
+            "get": operation(
                 "To which states its launches come, and which get another end", {200: "text/event-stream"}, 400, 404,
                 query=EventsQuery, parameters=[_ID, _LAST],
             ),
         },
         "/containers": {
-            "post": _operation(
-                "Launch a server and wait until it is ready", ContainerView, 400, 500, parameters=[_KEY],
+            "post": operation(
+                "Launch a server and wait until it is ready", ContainerView, 400, 500, parameters=[KEY],
                 body=LaunchRequest,
             ),
-            "get": _operation("Tell about a server", StatusView, 400, 500, query=ServerQuery),
-            "delete": _operation("Stop a server", {200: None}, 400, 500, query=ServerQuery),
+            "get": operation("Tell about a server", StatusView, 400, 500, query=ServerQuery),
+            "delete": operation("Stop a server", {200: None}, 400, 500, query=ServerQuery),
         },
-        "/options": {"get": _operation("What the caller may ask for", OptionsView, 400, query=AboutQuery)},
+        "/options": {"get": operation("What the caller may ask for", OptionsView, 400, query=AboutQuery)},
         "/templates": {
-            "get": _operation(
-                "Named specs to start from", {200: {"type": "object", "additionalProperties": _ref(TemplateView)}},
+            "get": operation(
+                "Named specs to start from", {200: {"type": "object", "additionalProperties": ref(TemplateView)}},
                 400, query=AboutQuery,
             ),
         },
         "/users": {
-            "get": _operation("List people with accounts", UserList, 400, query=UsersQuery),
-            "post": _operation(
-                "Give people accounts, from a roster of JSON or CSV", {200: ("text/event-stream", _ref(EnrolView))},
+            "get": operation("List people with accounts", UserList, 400, query=UsersQuery),
+            "post": operation(
+                "Give people accounts, from a roster of JSON or CSV", {200: ("text/event-stream", ref(EnrolView))},
                 400, 409, 500, query=CsvQuery, body=EnrolRequest, also_csv=True,
             ),
-            "delete": _operation(
-                "Remove people's accounts", {200: ("text/event-stream", _ref(RemoveView))}, 400, 500,
+            "delete": operation(
+                "Remove people's accounts", {200: ("text/event-stream", ref(RemoveView))}, 400, 500,
                 body=RemoveRequest,
             ),
         },
-        "/metrics": {"get": _operation("For Prometheus; needs read:metrics", {200: "text/plain"})},
-        "/health": {"get": _operation("Whether this process is alive", HealthView, public=True)},
+        "/metrics": {"get": operation("For Prometheus; needs read:metrics", {200: "text/plain"})},
+        "/health": {"get": operation("Whether this process is alive", HealthView, public=True)},
         "/ready": {
-            "get": _operation(
-                "Whether launches can work", {200: _ref(ReadyView), 503: _ref(ReadyView)}, public=True
+            "get": operation(
+                "Whether launches can work", {200: ref(ReadyView), 503: ref(ReadyView)}, public=True
             ),
         },
-        "/openapi.json": {"get": _operation("This document", {200: {"type": "object"}}, public=True)},
+        "/openapi.json": {"get": operation("This document", {200: {"type": "object"}}, public=True)},
     }  # fmt: skip
 
 
-def _operation(
+def operation(
     summary: str,
     answers: type[BaseModel] | dict[int, Json | str | tuple[str, Json] | None],
     *errors: int,
@@ -216,14 +231,14 @@ def _operation(
 
     """
     if not isinstance(answers, dict):
-        answers = {200: _ref(answers)}
+        answers = {200: ref(answers)}
     responses = {str(status): _response(answer) for status, answer in answers.items()}
     for status in (*errors, *(() if public else (401, 403)), *(() if 503 in answers else (503,))):
-        responses[str(status)] = {"description": _ERRORS[status], **_json(_ref(ErrorView))}
+        responses[str(status)] = {"description": _ERRORS[status], **_json(ref(ErrorView))}
     operation: Json = {"summary": summary, "responses": responses}
     operation["parameters"] = [*(parameters or []), *(_query(query) if query else [])]
     if body:
-        operation["requestBody"] = {"required": True, **_json(_ref(body))}
+        operation["requestBody"] = {"required": True, **_json(ref(body))}
     if also_csv:
         operation["requestBody"]["content"][CSV] = {"schema": {"type": "string"}}
     if public:
@@ -247,7 +262,7 @@ def _json(schema: Json) -> Json:
     return {"content": {"application/json": {"schema": schema}}}
 
 
-def _ref(model: type[BaseModel]) -> Json:
+def ref(model: type[BaseModel]) -> Json:
     return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 

@@ -9,7 +9,7 @@ from ..userjobs.forwards import Forwards
 from ..userjobs.rows import UserJob
 from .cluster import Cluster
 from .errors import BadDescription, KubernetesRefused
-from .rendering import Json, Ref
+from .rendering import Json, ref_of
 
 
 class ClusterServices:
@@ -43,9 +43,8 @@ class ClusterServices:
 
     async def remove(self, job: UserJob) -> None:
         """Remove it."""
-        refs = [Ref("v1", kind, job.service) for kind in ("Service", "Endpoints")]
         try:
-            await self._cluster.remove(refs, job.key)
+            await self._cluster.remove([ref_of(item) for item in self._objects(job)], job.key)
         except (KubernetesRefused, BadDescription) as error:
             raise Temporary(f"The Service {job.service} can't be removed now.") from error
 

@@ -11,6 +11,8 @@ from .gateway import Done, Gateway
 from .jobs import JobStatus, parse_jobs
 from .requests import Submission
 
+_LONGEST_LIST = 256 * 1024**2
+"""Characters of a list of jobs; one job has some 4000."""
 _NUMBER = re.compile(r"(\d+)(?:;\S*)?")
 _NOT_THERE = ("unable to contact slurm controller", "connection refused", "zero bytes were transmitted")
 _GONE = ("invalid job id", "already completing or completed", "already finished")
@@ -52,7 +54,7 @@ class Commands:
     async def jobs(self, accounts: set[str]) -> list[JobStatus]:
         """The jobs of these accounts."""
         argv = [f"{self._folder}squeue", "--json", "--states=all", f"--user={','.join(sorted(accounts))}"]
-        done = await self._gateway.run(self._query_account, argv)
+        done = await self._gateway.run(self._query_account, argv, most=_LONGEST_LIST)
         if done.status:
             raise SystemUnavailable(f"Slurm does not list jobs: {done.complaint}")
         return await asyncio.to_thread(parse_jobs, done.stdout)  # it may be large

@@ -42,7 +42,9 @@ class Forwards(LoggingConfigurable):
     ports = Unicode("18000-18999", help="FIRST-LAST: the ports at which is listened.").tag(
         config=True, key="userjobs.ports"
     )
-    max_connections = Integer(100, min=1, help="Connections that a forward has at once; more wait.").tag(config=True)
+    max_connections = Integer(
+        100, min=1, help="Connections that a forward has at once; as many more wait, and others are refused."
+    ).tag(config=True)
     connect_timeout = Float(
         20, min=0.1, help="Seconds that whoever connects waits while the way to the system is made again."
     ).tag(config=True)
@@ -152,6 +154,9 @@ class _Forward:
 
     async def _listen(self, stack: contextlib.AsyncExitStack, forward: Forwarded) -> None:
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if len(self._connections) >= 2 * self._settings.max_connections:  # as many wait as are served
+                writer.close()
+                return
             task = asyncio.create_task(self._serve(forward, reader, writer), name="forwarded connection")
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)

@@ -7,6 +7,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+MOST_OUTPUT = 1024**2
+"""Characters that a command prints, if nobody says otherwise."""
+
 
 class Writer(Protocol):
     """The writing half of a stream, of asyncio's or of asyncssh's."""
@@ -69,7 +72,13 @@ class Gateway(Protocol):
     """A way to a system."""
 
     async def run(
-        self, account: str, argv: Sequence[str], *, text: str = "", environment: Mapping[str, str] | None = None
+        self,
+        account: str,
+        argv: Sequence[str],
+        *,
+        text: str = "",
+        environment: Mapping[str, str] | None = None,
+        most: int = MOST_OUTPUT,
     ) -> Done:
         """Run a command as an account; no shell has a part in it.
 
@@ -78,6 +87,7 @@ class Gateway(Protocol):
             argv: the program and its arguments.
             text: its standard input.
             environment: variables beside those that the account has.
+            most: characters that it may print.
 
         Raises:
             SystemUnavailable: it was not begun.

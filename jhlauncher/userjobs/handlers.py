@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from tornado.web import RequestHandler
 
 from ..access import READ, START, STOP
@@ -20,6 +20,7 @@ from .errors import MissingKey
 from .requests import UserJobRequest, check_keys
 from .systems import Owner
 from .userjobs import UserJobs
+from .views import OneUserJobView
 
 JOBS_SCOPE = "custom:jhlauncher:jobs"
 """JupyterHub's custom scope for tokens that may have user jobs and nothing else."""
@@ -93,7 +94,7 @@ class UserJobsHandler(BaseHandler):
                 if self._stream:
                     await self.admit()  # it may be long since
                 self._stream = self._stream or EventStream(self, self.serving.keepalive)
-                await self._stream.send(view, name=name)
+                await self._stream.send(_plain(view), name=name)
 
     @property
     def _wants_events(self) -> bool:
@@ -107,7 +108,7 @@ class UserJobsHandler(BaseHandler):
         if self._wants_events:
             await self.follow(self.jobs.follow_all(owner), "userjobs")
             return
-        self.answer([self.jobs.view(job) for job in await self.jobs.all_of(owner)])
+        self.answer(_plain([self.jobs.view(job) for job in await self.jobs.all_of(owner)]))
 
     async def create(self, key: str | None) -> None:
         """Answer with a forward that is made, or a job that is submitted."""
@@ -115,15 +116,15 @@ class UserJobsHandler(BaseHandler):
         body = self.received()
         try:
             check_keys(json.loads(body))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InvalidRequest("The body is not JSON.") from None
         request = parse(UserJobRequest, body)
         job, new = await self.interruptible(self.jobs.create(self.owner(request.username), request, key))
-        self.answer(self.jobs.view(job), 201 if new else 200)
+        self.answer(_plain(self.jobs.view(job)), 201 if new else 200)
 
     def tell_systems(self) -> None:
         """Answer with the systems where the owner has an account."""
-        self.answer(self.jobs.systems_of(self.owner(self.query(ListQuery).username)))
+        self.answer(_plain(self.jobs.systems_of(self.owner(self.query(ListQuery).username))))
 
     # -- one
 
@@ -135,10 +136,8 @@ class UserJobsHandler(BaseHandler):
             await self.follow(self.jobs.follow(owner, name), "userjob")
             return
         job = await self.jobs.find(owner, name)
-        view = self.jobs.view(job)
-        if query.tail:
-            view["tail"] = await self.interruptible(self.jobs.tail(job, query.tail))
-        self.answer(view)
+        tail = await self.interruptible(self.jobs.tail(job, query.tail)) if query.tail else None
+        self.answer(_plain(OneUserJobView(**dict(self.jobs.view(job)), tail=tail)))
 
     async def remove(self, name: str) -> None:
         """Cancel one, and forget it."""
@@ -147,6 +146,11 @@ class UserJobsHandler(BaseHandler):
         self.clear_header("Content-Type")
         self.set_status(204)
         self.finish()
+
+
+def _plain(views: BaseModel | list[Any]) -> Any:
+    """One view, or many, as JSON has it."""
+    return [_plain(view) for view in views] if isinstance(views, list) else views.model_dump(mode="json")
 
 
 class OfHubUsers(UserJobsHandler, HubHandler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ SUBMITTING, UNKNOWN, NOT_SUBMITTED = "SUBMITTING", "UNKNOWN", "NOT_SUBMITTED"
 """States of our own: Slurm has not answered yet; Slurm has forgotten the job; it never came there."""
 ENDED = FINAL | {UNKNOWN, NOT_SUBMITTED}
 _MOST_NODES = 10_000
+_LOG = logging.getLogger("jhlauncher")
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,22 @@ def parse_jobs(text: str) -> list[JobStatus]:
         errors = [error.get("error") or error.get("description") for error in document.get("errors") or []]
         if errors and not document.get("jobs"):
             raise SystemUnavailable(f"Slurm says: {errors[0]}")
-        return [_status(job) for job in document["jobs"]]
+        jobs = document["jobs"]
+        found = [status for job in jobs if (status := _status_of(job))]
+        if jobs and not found:
+            raise ValueError("of no job is said what is needed")
+        return found
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SystemUnavailable("Slurm's answer is not its JSON.") from error
+
+
+def _status_of(job: Any) -> JobStatus | None:
+    """How a job is; None for one of which that can't be read: it must not hide the others, and may be anybody's."""
+    try:
+        return _status(job)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        _LOG.warning("What Slurm says of a job can't be read: %.300r", job)
+        return None
 
 
 def _status(job: dict[str, Any]) -> JobStatus:

@@ -10,8 +10,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from .errors import AnswerLost, SystemUnavailable
-from .gateway import Done, Reader, Writer
+from .gateway import MOST_OUTPUT, Done, Reader, Writer
 
+_AT_ONCE = 4
+"""Commands of an account at once."""
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -46,13 +48,19 @@ class LocalGateway:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._turns = asyncio.Semaphore(8)
+        self._turns: dict[str, asyncio.Semaphore] = {}
 
     async def run(
-        self, account: str, argv: Sequence[str], *, text: str = "", environment: Mapping[str, str] | None = None
+        self,
+        account: str,
+        argv: Sequence[str],
+        *,
+        text: str = "",
+        environment: Mapping[str, str] | None = None,
+        most: int = MOST_OUTPUT,
     ) -> Done:
-        """Run a command as an account."""
-        async with self._turns:
+        """Run a command as an account; what it prints is not bounded, since it is a program of this machine's."""
+        async with self._turns.setdefault(account, asyncio.Semaphore(_AT_ONCE)):
             try:
                 identity = await asyncio.to_thread(_identity, account)
                 process = await asyncio.create_subprocess_exec(

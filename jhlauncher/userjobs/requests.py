@@ -147,8 +147,8 @@ class UserJobRequest(Model):
     def _consistent(self) -> Self:
         if self.job and self.target_node is not None:
             raise ValueError("target_node is where a job runs, which Slurm says")
-        if not self.job and not self.ports:
-            raise ValueError("ports: there is nothing to forward")
+        if not self.job and (self.target_node is None or not self.ports):
+            raise ValueError("needs a job, or a target_node and ports")
         return self
 
 
@@ -161,7 +161,7 @@ def check_keys(body: Any) -> None:
     """
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.")
-    needed = ("service", "hostname") if "job" in body else ("service", "ports", "hostname", "target_node")
+    needed = ("service", "hostname") if body.get("job") is not None else ("service", "ports", "hostname", "target_node")
     for key in needed:
         if key not in body:
             raise MissingKey(key)

@@ -9,7 +9,6 @@ import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -84,28 +83,6 @@ class UserJob:
 
     def __str__(self) -> str:
         return f"{self.service} of {self.owner} on {self.hostname}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """As its owner is told; where its ports are is another's to say."""
-        said = {"service": self.service, "hostname": self.hostname, "target_node": self.target_node}
-        ports = {str(forward.wanted): forward.remote for forward in self.forwards}
-        return {**said, "ports": ports, "created": _moment(self.created), "job": self._job()}
-
-    def _job(self) -> dict[str, Any] | None:
-        if self.job is None:
-            return None
-        names = ("state", "reason", "exit_code", "signal")
-        times = {name: _moment(getattr(self, name)) for name in ("started", "ended")}
-        node = self.target_node
-        output = self.job["output"].replace("%j", str(self.job_id)) if self.job_id else self.job["output"]
-        asked = {**self.job, "output": output}
-        return {"id": self.job_id, "node": node, **{name: getattr(self, name) for name in names}, **times, **asked}
-
-
-def _moment(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 class Rows:

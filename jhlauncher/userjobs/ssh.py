@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 import asyncssh
 
 from .errors import AnswerLost, SystemUnavailable
-from .gateway import Done, Reader, Writer
+from .gateway import MOST_OUTPUT, Done, Reader, Writer
 from .systems import Ssh
 
 _PROGRAM = (
@@ -25,8 +25,9 @@ _PROGRAM = (
     "asked = json.load(sys.stdin); "
     # what login scripts print ends here, and what is asked for begins
     "print(end=chr(0), flush=True); "
-    "done = subprocess.run(asked['argv'], input=asked['text'].encode(), env=os.environ | asked['environment']); "
-    "sys.exit(done.returncode)"
+    "environment = os.environ | asked['environment']; "
+    "options = dict(input=asked['text'].encode(), env=environment, timeout=asked['timeout']); "
+    "sys.exit(subprocess.run(asked['argv'], **options).returncode)"
 )
 _AT_ONCE = 4
 """Commands of an account at once: sshd admits 10 sessions on a connection (MaxSessions)."""
@@ -79,29 +80,43 @@ class SshGateway:
         self._command = shlex.join([settings.python, "-c", _PROGRAM])
 
     async def run(
-        self, account: str, argv: Sequence[str], *, text: str = "", environment: Mapping[str, str] | None = None
+        self,
+        account: str,
+        argv: Sequence[str],
+        *,
+        text: str = "",
+        environment: Mapping[str, str] | None = None,
+        most: int = MOST_OUTPUT,
     ) -> Done:
         """Run a command as an account."""
-        asked = json.dumps({"argv": list(argv), "text": text, "environment": dict(environment or {})})
+        asked = {"argv": list(argv), "text": text, "environment": dict(environment or {})}
         begun = False
         try:
             async with asyncio.timeout(self._timeout), self.connected(account) as link, link.turns:
                 begun = True
-                done = await link.connection.run(self._command, input=asked, encoding="utf-8", errors="replace")
+                # ended there before we give up here, so that nothing is left of it
+                return await self._run(link, account, json.dumps({**asked, "timeout": self._timeout * 0.8}), most)
         except asyncssh.ChannelOpenError as error:
             raise SystemUnavailable(f"{self._name} runs no commands: {error.reason}") from error
         except (asyncssh.Error, OSError, TimeoutError) as error:
             if not begun:
                 raise SystemUnavailable(f"{self._name} does not answer in time.") from error
             raise AnswerLost(f"The connection to {self._name} broke while it worked.") from error
-        noise, began, stdout = str(done.stdout).partition("\0")
-        result = Done(done.exit_status or 0, stdout, str(done.stderr))
-        if done.exit_status is None:
+
+    async def _run(self, link: SshLink, account: str, asked: str, most: int) -> Done:
+        async with link.connection.create_process(self._command, encoding="utf-8", errors="replace") as process:
+            process.stdin.write(asked)
+            process.stdin.write_eof()
+            stdout, stderr = await asyncio.gather(_read(process.stdout, most), _read(process.stderr, most))
+            await process.wait_closed()
+        if process.exit_status is None:
             raise AnswerLost(f"The connection to {self._name} broke while it worked.")
+        noise, began, said = stdout.partition("\0")
+        done = Done(process.exit_status, said, stderr)
         if not began:
-            _LOG.error("Commands can't be run as %s on %s: %s %s", account, self._name, result.complaint, noise[-500:])
+            _LOG.error("Commands can't be run as %s on %s: %r %r", account, self._name, done.complaint, noise[-500:])
             raise SystemUnavailable(f"{self._name} runs no commands: {self._settings.python} does not start there.")
-        return result
+        return done
 
     @asynccontextmanager
     async def connected(self, account: str) -> AsyncIterator[SshLink]:
@@ -118,7 +133,12 @@ class SshGateway:
         finally:
             link.users -= 1
             if not link.users:
-                link.closing = asyncio.get_running_loop().call_later(_KEPT, link.connection.close)
+                link.closing = asyncio.get_running_loop().call_later(_KEPT, self._let_go, account, link)
+
+    def _let_go(self, account: str, link: SshLink) -> None:
+        if self._links.get(account) is link:
+            del self._links[account]
+        link.connection.close()
 
     async def _connect(self, account: str) -> asyncssh.SSHClientConnection:
         where = self._settings
@@ -150,6 +170,17 @@ class SshGateway:
                 link.closing.cancel()
             link.connection.close()
         await asyncio.gather(*(link.connection.wait_closed() for link in links))
+
+
+async def _read(reader: asyncssh.SSHReader[str], most: int) -> str:
+    """All that comes; an account's own ``python3`` could print for ever."""
+    parts, length = [], 0
+    while part := await reader.read(64 * 1024):
+        parts.append(part)
+        length += len(part)
+        if length > most:
+            raise AnswerLost("The system says too much.")
+    return "".join(parts)
 
 
 def _why(error: BaseException) -> str:

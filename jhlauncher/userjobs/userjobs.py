@@ -7,6 +7,7 @@ import contextlib
 import posixpath
 from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -25,6 +26,7 @@ from .requests import Submission, UserJobRequest, submission
 from .rows import Forwarded, Rows, UserJob
 from .slurmrestd import Rest
 from .systems import Owner, System, Systems, account_of
+from .views import AllowedView, SystemView, UserJobView, job_view
 from .watching import JobWatch
 
 Result = TypeVar("Result")
@@ -241,30 +243,39 @@ class UserJobs(LoggingConfigurable):
             return problem
         return self._forwards.problem(job) or ""
 
-    def view(self, job: UserJob) -> dict[str, Any]:
+    def view(self, job: UserJob) -> UserJobView:
         """As its owner is told."""
-        forwarding = job.connects and self._forwards.problem(job) == ""
-        addresses = self._exposure.addresses(job) if job.active else {}
-        return {**job.as_dict(), "addresses": addresses, "forwarding": forwarding, "problem": self.problem(job)}
+        return UserJobView(
+            service=job.service,
+            hostname=job.hostname,
+            target_node=job.target_node,
+            ports={str(forward.wanted): forward.remote for forward in job.forwards},
+            addresses=self._exposure.addresses(job) if job.active else {},
+            forwarding=job.connects and self._forwards.problem(job) == "",
+            problem=self.problem(job),
+            created=datetime.fromtimestamp(job.created, UTC),
+            job=job_view(job),
+        )
 
-    def systems_of(self, owner: Owner) -> list[dict[str, Any]]:
+    def systems_of(self, owner: Owner) -> list[SystemView]:
         """The systems where somebody has an account, and what they may ask for there."""
         found = []
         for name, system in self.systems.items():
             with contextlib.suppress(NoAccount):
-                found.append({
-                    "name": name,
-                    "account": account_of(owner, name, system),
-                    "jobs": bool(system.allowed.partitions),
-                    "forwards": name in self._gateways,
-                    "allowed": system.allowed.model_dump(),
-                    "max_jobs": system.max_jobs,
-                    "max_ports": system.max_ports,
-                    "problem": self.watching.problem(name),
-                })  # fmt: skip
+                view = SystemView(
+                    name=name,
+                    account=account_of(owner, name, system),
+                    jobs=bool(system.allowed.partitions),
+                    forwards=name in self._gateways,
+                    allowed=AllowedView(**system.allowed.model_dump()),
+                    max_jobs=system.max_jobs,
+                    max_ports=system.max_ports,
+                    problem=self.watching.problem(name),
+                )
+                found.append(view)
         return found
 
-    async def follow(self, owner: Owner, service: str) -> AsyncGenerator[dict[str, Any], None]:
+    async def follow(self, owner: Owner, service: str) -> AsyncGenerator[UserJobView, None]:
         """How a user job is, now and whenever that changes, until it has ended or is gone.
 
         Raises:
@@ -286,7 +297,7 @@ class UserJobs(LoggingConfigurable):
                 return
             await rung.wait()
 
-    async def follow_all(self, owner: Owner) -> AsyncGenerator[list[dict[str, Any]], None]:
+    async def follow_all(self, owner: Owner) -> AsyncGenerator[list[UserJobView], None]:
         """All of somebody's, the newest first, now and whenever something of them changes; it does not end."""
         told = None
         while True:

@@ -35,10 +35,9 @@ class JobWatch(LoggingConfigurable):
 
     def __init__(self, rows: Rows, changed: Callable[[UserJob], Awaitable[None]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._rows = rows
-        self._changed = changed
+        self.rows = rows
+        self.changed = changed
         self._watches: dict[str, _Watch] = {}
-        self._missing: dict[str, float] = {}
         self.bell = Bell()
         """Rings when a job has changed."""
 
@@ -77,45 +76,10 @@ class JobWatch(LoggingConfigurable):
         found = await watch.look_for(account)
         return {node for job in found if job.account == account and job.state == "RUNNING" for node in hosts(job.nodes)}
 
-    async def judge(self, jobs: list[UserJob], found: list[JobStatus], asked: float) -> None:
-        """Write down how jobs are.
-
-        Args:
-            jobs: those that went on when Slurm was asked.
-            found: Slurm's answer.
-            asked: when it was asked.
-
-        """
-        rings = False
-        by_id = {status.id: status for status in found}
-        by_marker = {status.marker: status for status in found if status.marker}
-        for job in jobs:
-            status = by_marker.get(job.marker) if job.job_id is None else by_id.get(job.job_id)
-            if status and status.account == job.account:
-                values = _values(status)
-            elif self._is_lost(job, asked):
-                values = _lost(job)
-            else:
-                continue
-            self._missing.pop(job.key, None)
-            if all(getattr(job, name) == value for name, value in values.items()):
-                continue
-            changed = await self._rows.update(job, **values)
-            if changed:
-                rings = True
-                self.log.info("%s: job %s is %s (before: %s)", changed, changed.job_id, changed.state, job.state)
-                await self._changed(changed)
-        if rings:
-            self.bell.ring()
-
-    def _is_lost(self, job: UserJob, asked: float) -> bool:
-        """Whether Slurm has not listed a job for long enough; a list may be from before it, or have a gap."""
-        return asked - self._missing.setdefault(job.key, asked) >= self.lost_grace
-
     async def jobs_of(self, name: str) -> list[UserJob]:
         """Of a system, those that go on."""
-        await self._rows.forget_ended(time.time() - self.ended_retention)
-        return [job for job in await self._rows.active(name) if job.job is not None]
+        await self.rows.forget_ended(time.time() - self.ended_retention)
+        return [job for job in await self.rows.active(name) if job.job is not None]
 
 
 class _Watch:
@@ -132,6 +96,7 @@ class _Watch:
         self._asking: set[str] = set()
         self._answers: asyncio.Future[list[JobStatus]] | None = None
         self._last: tuple[float, set[str], list[JobStatus]] = (0, set(), [])
+        self._missing: dict[str, float] = {}
 
     async def run(self) -> None:
         """Look, and sleep while there is nobody to look for."""
@@ -182,8 +147,38 @@ class _Watch:
         if self.problem:
             self._watching.log.warning("Slurm on %s answers again", self._name)
             self.problem = ""
-        await self._watching.judge(jobs, found, asked)
+            self._watching.bell.ring()
+        await self._judge(jobs, found, asked)
         return bool(jobs)
+
+    async def _judge(self, jobs: list[UserJob], found: list[JobStatus], asked: float) -> None:
+        """Write down how jobs are that went on when Slurm was asked."""
+        by_id = {status.id: status for status in found}
+        by_marker = {status.marker: status for status in found if status.marker}
+        missing, rings = {}, False
+        for job in jobs:
+            status = by_marker.get(job.marker) if job.job_id is None else by_id.get(job.job_id)
+            if status and status.account == job.account:
+                values = _values(status)
+            else:  # a list may be from before it, or have a gap
+                missing[job.key] = since = self._missing.get(job.key, asked)
+                if asked - since < self._watching.lost_grace:
+                    continue
+                values = _lost(job)
+            rings |= await self._write(job, values)
+        self._missing = missing
+        if rings:
+            self._watching.bell.ring()
+
+    async def _write(self, job: UserJob, values: dict[str, Any]) -> bool:
+        """Write down how a job is; whether that is new."""
+        if all(getattr(job, name) == value for name, value in values.items()):
+            return False
+        changed = await self._watching.rows.update(job, **values)
+        if changed:
+            self._watching.log.info("%s: job %s is %s (before: %s)", changed, changed.job_id, changed.state, job.state)
+            await self._watching.changed(changed)
+        return changed is not None
 
     def _failed(self, error: Exception) -> None:
         message = error.message if isinstance(error, LauncherError) else "Its jobs can't be looked at."

@@ -14,7 +14,7 @@ URL = "https://hub.example.org/services/launcher/"
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    for name in ("JHLAUNCHER_URL", "JHLAUNCHER_TOKEN"):
+    for name in ("JHLAUNCHER_URL", "JHLAUNCHER_TOKEN", "JUPYTERHUB_API_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     path = tmp_path / "jhlauncher/client.toml"
     path.parent.mkdir()
@@ -37,6 +37,39 @@ def test_a_file_s_token_goes_to_the_file_s_address_only(file: Path):
     assert settings(URL.rstrip("/")).token == "of-the-file"
     with pytest.raises(SettingsMissing, match=r"no token for https://evil\.example"):
         settings("https://evil.example/services/launcher/")
+
+
+def test_in_a_server_its_own_token_will_do(file: Path, monkeypatch: pytest.MonkeyPatch):
+    file.unlink()
+    monkeypatch.setenv("JHLAUNCHER_URL", URL)
+    monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "of-the-server")
+    assert settings() == Settings(URL, "of-the-server")
+    assert settings(token="given").token == "given"
+    monkeypatch.setenv("JHLAUNCHER_TOKEN", "of-the-environment")
+    assert settings().token == "of-the-environment"
+
+
+def test_a_token_for_the_address_goes_before_the_server_s_own(file: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JHLAUNCHER_URL", URL)
+    monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "of-the-server")
+    assert settings().token == "of-the-file"
+    file.write_text('url = "https://elsewhere.example/launcher/"\ntoken = "for-elsewhere"\n')
+    assert settings() == Settings(URL, "of-the-server")
+
+
+def test_a_server_s_token_is_sent_nowhere_else(file: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not to an address that a file has, or that is given, whatever the environment has."""
+    monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "of-the-server")
+    file.write_text(f'url = "{URL}"')
+    with pytest.raises(SettingsMissing, match="There is no token for"):
+        settings()
+    with pytest.raises(SettingsMissing, match="There is no token for"):
+        settings(file=file)
+    for configured in ("", URL):
+        monkeypatch.setenv("JHLAUNCHER_URL", configured)
+        for url in ("https://evil.example/services/launcher/", URL):
+            with pytest.raises(SettingsMissing, match="There is no token for"):
+                settings(url)
 
 
 def test_a_file_that_others_may_read_is_refused(file: Path):

@@ -14,7 +14,7 @@ from jhlauncher.ports import SERVICES, free_port
 from tests.page.conftest import CHROMIUM, Visit
 from tests.page.test_looks import OPTIONS, check
 from tests.real_hub import RealHub
-from tests.userjobs.conftest import Site, site  # noqa: F401  (a fixture)
+from tests.userjobs.conftest import Site, shared_site  # noqa: F401  (a fixture)
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.real_hub]
 
@@ -27,13 +27,14 @@ SERVES = "#!/bin/bash\necho serving\nexec python3 -u -m http.server {port}\n"
 
 
 @pytest.fixture(scope="module")
-def hub(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealHub]:  # noqa: F811
+def hub(shared_site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealHub]:  # noqa: F811
     if CHROMIUM is None:
         pytest.skip("no Chromium: apt install chromium, or say where it is with JHLAUNCHER_TEST_BROWSER")
     allowed = {"partitions": ["batch"], "time": 600, "memory": "500M", "cpus": 2}
-    service = SERVICE.format(system=site.system(allowed=allowed))
+    service = SERVICE.format(system=shared_site.system(allowed=allowed))
     with RealHub(tmp_path_factory.mktemp("hub"), service=service).running() as hub:
         yield hub
+    shared_site.cancel_all()
 
 
 async def submit(page: Page, name: str, script: str, **fields: str) -> Locator:
@@ -58,11 +59,11 @@ async def cancel(page: Page, name: str) -> None:
     await expect(job(page, name)).to_have_count(0)
 
 
-async def test_from_the_form_to_what_the_job_serves(visit: Visit, site: Site):  # noqa: F811
+async def test_from_the_form_to_what_the_job_serves(visit: Visit, shared_site: Site):  # noqa: F811
     page, other = await visit("ada", **OPTIONS), await visit("ada")
     await expect(page.get_by_role("link", name="Jobs")).to_be_visible()
     await expect(page.get_by_text("No jobs. What you start appears here.")).to_be_visible()
-    await expect(page.get_by_text(f"You are {site.ada} there.")).to_be_visible()
+    await expect(page.get_by_text(f"You are {shared_site.ada} there.")).to_be_visible()
     port = free_port(SERVICES)
     row = await submit(page, "web", SERVES.format(port=port), Ports=f"80:{port}", Time="5")
     await in_state(row, "RUNNING")
@@ -75,7 +76,7 @@ async def test_from_the_form_to_what_the_job_serves(visit: Visit, site: Site):  
     await row.get_by_role("button", name="Output").click()
     output = row.get_by_label("Output of web")
     await expect(output).to_contain_text("serving")
-    await expect(row).to_contain_text(f"/home/{site.ada}/slurm-")
+    await expect(row).to_contain_text(f"/home/{shared_site.ada}/slurm-")
     await fetched(f"http://{address}/?again")
     await row.get_by_role("button", name="Refresh").click()
     await expect(output).to_contain_text('"GET /?again HTTP/1.1" 200')

@@ -51,6 +51,11 @@ class Site:
         log = self.folder / "calls" / command
         return len(log.read_text().splitlines()) if log.exists() else 0
 
+    def cancel_all(self) -> None:
+        """Leave no job for the next test."""
+        for account in (self.ada, self.bob, self.view):
+            subprocess.run(["scancel", f"--user={account}"], check=False)
+
     def home(self, account: str) -> Path:
         return Path("/home") / account
 
@@ -61,8 +66,15 @@ exec {real} "$@"
 """
 
 
+@pytest.fixture
+def site(shared_site: Site) -> Iterator[Site]:
+    """A system on which no jobs of ours are."""
+    yield shared_site
+    shared_site.cancel_all()
+
+
 @pytest.fixture(scope="session")
-def site() -> Iterator[Site]:
+def shared_site() -> Iterator[Site]:
     if os.environ.get("JHLAUNCHER_TEST_SLURM") != "1":
         pytest.skip("there is no Slurm: JHLAUNCHER_TEST_SLURM is not set")
     if os.geteuid() != 0 or not Path(SSHD).exists():
@@ -82,7 +94,6 @@ def site() -> Iterator[Site]:
         server.key(account)
     server.start()
     yield Site(server, *accounts, folder)
-    subprocess.run(["scancel", f"--user={','.join(accounts)}"], check=False)
     server.stop()
     for account in accounts:
         sshd.remove(account)
@@ -96,11 +107,16 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 
+def identify(hub: FakeHub) -> None:
+    """Make tokens of users known, of whom one has no account."""
+    for name in ("ada", "bob", "eve"):
+        hub.identify(f"token-of-{name}", name, "user", *(scope.format(name=name) for scope in USER_SCOPES))
+
+
 @asynccontextmanager
 async def service_for(site: Site, hub: FakeHub, **sections: dict[str, Any]) -> AsyncIterator[Service]:
     """The service, with a system called `cluster`."""
-    for name in ("ada", "bob", "eve"):
-        hub.identify(f"token-of-{name}", name, "user", *(scope.format(name=name) for scope in USER_SCOPES))
+    identify(hub)
     settings = {**QUICK, "Systems": {"systems": {"cluster": site.system()}}}
     for name, values in sections.items():
         settings[name] = {**settings.get(name, {}), **values}

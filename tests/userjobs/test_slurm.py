@@ -3,52 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
+import subprocess
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from tests.conftest import Service
 from tests.fake_hub import FakeHub
+from tests.userjobs.asking import SLEEP, ask, submit, until
 from tests.userjobs.conftest import Site, service_for
 
 pytestmark = pytest.mark.asyncio
-
-SLEEP = {"script": "#!/bin/sh\nexec sleep 600\n", "memory": "10M"}
 
 
 @pytest_asyncio.fixture
 async def service(site: Site, hub: FakeHub) -> AsyncIterator[Service]:
     async with service_for(site, hub) as service:
         yield service
-
-
-async def ask(service: Service, method: str, name: str = "", who: str = "ada", **kwargs: Any) -> tuple[int, Any]:
-    return await service.request(method, f"api/userjobs/{name}", token=f"token-of-{who}", **kwargs)
-
-
-async def submit(service: Service, name: str, job: dict[str, Any], who: str = "ada", **more: Any) -> dict[str, Any]:
-    body = {"service": name, "hostname": "cluster", "job": job, **more}
-    status, answer = await ask(service, "POST", who=who, json=body)
-    assert status == 201, answer
-    return answer
-
-
-async def until(service: Service, name: str, *states: str, who: str = "ada", **query: Any) -> dict[str, Any]:
-    """A user job once its job is in one of these states, as the stream of its changes tells."""
-    headers = {"Authorization": f"token token-of-{who}", "Accept": "text/event-stream"}
-    url = f"{service.url}api/userjobs/{name}"
-    async with asyncio.timeout(60), service.client.get(url, headers=headers) as response:
-        assert response.status == 200, await response.text()
-        async for line in response.content:
-            if line.startswith(b"data:"):
-                view = json.loads(line[5:])
-                if view["job"]["state"] in states:
-                    return view
-    raise AssertionError(f"it ended as {view}")
 
 
 async def test_from_the_queue_to_its_end(service: Service, site: Site):
@@ -85,3 +58,70 @@ async def test_systems_are_told(service: Service, site: Site):
     assert system["jobs"]
     assert system["forwards"]
     assert await service.request("GET", "api/systems/", token="token-of-eve") == (200, [])
+
+
+async def test_cancelled_by_its_owner(service: Service, site: Site):
+    number = (await submit(service, "long", SLEEP))["job"]["id"]
+    await until(service, "long", "RUNNING")
+    assert await ask(service, "DELETE", "long") == (204, "")
+    assert (await ask(service, "GET", "long"))[0] == 404
+    assert (await ask(service, "DELETE", "long"))[0] == 404
+    assert state_of(number) in ("CANCELLED", "COMPLETING")
+
+
+async def test_cancelled_on_the_system(service: Service, site: Site):
+    number = (await submit(service, "theirs", SLEEP))["job"]["id"]
+    await until(service, "theirs", "RUNNING")
+    run("scancel", str(number))
+    view = await until(service, "theirs", "CANCELLED")
+    assert view["job"]["ended"]
+    assert await ask(service, "DELETE", "theirs") == (204, "")
+
+
+async def test_ended_by_its_time_limit(service: Service):
+    """Slurm's shortest limit is a minute, and it looks twice a minute."""
+    await submit(service, "slow", {**SLEEP, "time": 60})
+    view = await until(service, "slow", "TIMEOUT", timeout=200)
+    assert view["job"]["reason"] == "TimeLimit"
+
+
+async def test_ended_by_a_signal(service: Service):
+    await submit(service, "killed", {"command": ["sh", "-c", "kill -9 $$"], "memory": "10M"})
+    view = await until(service, "killed", "FAILED")
+    assert (view["job"]["exit_code"], view["job"]["signal"]) == (None, 9)
+
+
+async def test_two_hundred_jobs_cost_as_many_queries_as_two(service: Service, site: Site):
+    """Queries in the time of so many events, with 2 jobs and with 200; each event is one query's."""
+    holds = {**SLEEP, "cpus": 2}
+
+    async def queries(names: list[str]) -> int:
+        for at in range(0, len(names), 20):
+            await asyncio.gather(*(submit(service, name, SLEEP) for name in names[at : at + 20]))
+        before = site.calls("squeue")
+        await asyncio.sleep(5)  # the time that is measured, not waited
+        return site.calls("squeue") - before
+
+    await submit(service, "holds", holds)
+    await until(service, "holds", "RUNNING")
+    few = await queries(["few-1", "few-2"])
+    many = await queries([f"many-{number}" for number in range(198)])
+    _, jobs = await ask(service, "GET")
+    assert len(jobs) == 201
+    assert {job["job"]["state"] for job in jobs} <= {"RUNNING", "PENDING"}
+    for _ in range(20):
+        await asyncio.gather(*(ask(service, "GET", f"many-{number}") for number in range(50)))
+    most = 5 / 0.5 + 1  # one in each interval
+    assert 1 <= few <= most
+    assert 1 <= many <= most
+    run("scancel", f"--user={site.ada}")
+    await until(service, "many-197", "CANCELLED")
+
+
+def state_of(job: int) -> str:
+    """What Slurm itself says."""
+    return run("squeue", "--states=all", "--noheader", "--format=%T", f"--jobs={job}").strip()
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
