@@ -47,10 +47,10 @@ ENVIRONMENT = (
 
 
 LONGEST = [
-    "test_slurm.py", "test_faults.py", "test_kubernetes.py", "test_swarm.py", "test_disks.py", "test_class_of_thirty.py",
-    "test_kubernetes_rights.py", "test_real_hub.py", "test_compose.py", "test_own.py", "test_killed.py",
-    "test_running.py", "test_orphans.py", "test_one_host.py", "test_check.py", "test_class.py", "test_looks.py",
-    "test_examples.py",
+    "test_slurm.py", "test_faults.py", "test_kubernetes.py", "test_swarm.py", "test_disks.py",
+    "test_class_of_thirty.py", "test_kubernetes_rights.py", "test_real_hub.py", "test_compose.py", "test_own.py",
+    "test_killed.py", "test_running.py", "test_orphans.py", "test_one_host.py", "test_check.py", "test_class.py",
+    "test_looks.py", "test_examples.py",
 ]  # fmt: skip
 
 
