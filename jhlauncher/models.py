@@ -401,6 +401,16 @@ class ExtendRequest(Model):
     """Seconds from now after which the server is stopped, or from ready if it is not up yet; None: never."""
 
 
+def query_integer(value: Any) -> Any:
+    """A number in a query, where everything is text; what is none is left to its field to refuse."""
+    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) <= 18 else value
+
+
+def query_flag(value: Any) -> Any:
+    """``true`` or ``false`` in a query, or 1 or 0; what is neither is left to its field to refuse."""
+    return {"true": True, "1": True, "false": False, "0": False}.get(value, value) if isinstance(value, str) else value
+
+
 class NoQuery(Model):
     """The query of what takes none."""
 

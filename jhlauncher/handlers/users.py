@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from tornado.web import Finish
 
 from ..errors import Forbidden
-from ..models import Model, NoQuery
+from ..models import Model, NoQuery, query_flag, query_integer
 from ..people import Manager, PersonAtHub
 from ..roster import EnrolRequest, RemoveRequest, RemoveResult, Roster, UserResult, from_csv, from_json
 from .callers import HubHandler
@@ -21,14 +21,6 @@ from .streams import EventStream
 from .views import moment
 
 CSV = "text/csv"
-
-
-def _integer(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) <= 18 else value
-
-
-def _flag(value: Any) -> Any:
-    return {"true": True, "1": True, "false": False, "0": False}.get(value, value) if isinstance(value, str) else value
 
 
 def _columns(value: Any) -> Any:
@@ -40,9 +32,9 @@ class CsvQuery(Model):
 
     mode: Literal["all", "some"] = "all"
     mail: Literal["once", "again", "no"] = "once"
-    dry_run: Annotated[bool, BeforeValidator(_flag)] = False
-    adopt: Annotated[bool, BeforeValidator(_flag)] = False
-    links: Annotated[bool, BeforeValidator(_flag)] = False
+    dry_run: Annotated[bool, BeforeValidator(query_flag)] = False
+    adopt: Annotated[bool, BeforeValidator(query_flag)] = False
+    links: Annotated[bool, BeforeValidator(query_flag)] = False
     columns: Annotated[dict[str, str], BeforeValidator(_columns)] = {}
     """How columns are headed that are not headed as usual: ``name:Studente,emails:Posta``."""
 
@@ -50,9 +42,9 @@ class CsvQuery(Model):
 class UsersQuery(Model):
     """The query of ``GET users``."""
 
-    limit: Annotated[int, Field(ge=1, le=200), BeforeValidator(_integer)] = 50
+    limit: Annotated[int, Field(ge=1, le=200), BeforeValidator(query_integer)] = 50
     """How many at most."""
-    cursor: Annotated[int, Field(ge=0), BeforeValidator(_integer)] = 0
+    cursor: Annotated[int, Field(ge=0), BeforeValidator(query_integer)] = 0
     """``next`` of the page before."""
     name: Annotated[str, Field(max_length=255)] = ""
     """A part of their user names."""

@@ -65,6 +65,7 @@ export class JobRow {
     this.view = view;
     const state = view.job?.state;
     if (before && before !== state) {
+      this.ending = false;
       announce(`${view.service}: ${word(state)}`);
       if (!this.output.hidden) this.look();
     }
@@ -173,12 +174,14 @@ export class JobRow {
 
   async end() {
     const { service, hostname, job } = this.view;
-    const question = job ? `Cancel ${service}? It ends, and is listed here no longer; what it has written stays on ${hostname}.` : `End the forward ${service}?`;
+    const cancels = job && this.active; // and stays listed, with what it has printed
+    const question = job ? `Cancel ${service}? What it has written stays on ${hostname}.` : `End the forward ${service}?`;
     if (this.ending || (this.active && !(await confirmed(question, job ? "Cancel it" : "End it", "Keep it")))) return;
     this.ending = true;
     this.show();
     try {
-      await ask("DELETE", `api/userjobs/${service}`);
+      await ask("DELETE", `api/userjobs/${service}${cancels ? "?keep=true" : ""}`);
+      if (cancels) return; // the stream tells how it ended
       announce(`${service} is removed.`);
       this.gone();
     } catch (error) {

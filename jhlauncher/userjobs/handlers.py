@@ -15,7 +15,7 @@ from ..errors import Forbidden, InvalidRequest, LauncherError, ShuttingDown, Una
 from ..handlers.base import BaseHandler
 from ..handlers.callers import HubHandler
 from ..handlers.streams import EventStream
-from ..models import Caller, Model, NoQuery, UserName, parse
+from ..models import Caller, Model, NoQuery, UserName, parse, query_flag, query_integer
 from .errors import MissingKey
 from .requests import UserJobRequest, check_keys
 from .systems import Owner
@@ -27,21 +27,24 @@ JOBS_SCOPE = "custom:jhlauncher:jobs"
 _SCOPES = {"POST": START, "DELETE": STOP, "GET": READ}
 
 
-def _integer(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) <= 9 else value
-
-
 class ListQuery(Model):
-    """The query of ``GET`` and ``DELETE api/userjobs``."""
+    """The query of ``GET api/userjobs`` and ``api/systems``."""
 
     username: UserName | None = None
     """Whose; for credentials of the K8s Manager only."""
 
 
+class RemoveQuery(ListQuery):
+    """The query of ``DELETE api/userjobs/NAME``."""
+
+    keep: Annotated[bool, BeforeValidator(query_flag)] = False
+    """Whether a job is only cancelled, and can still be looked at."""
+
+
 class OneQuery(ListQuery):
     """The query of ``GET api/userjobs/NAME``."""
 
-    tail: Annotated[int, Field(ge=0, le=1_048_576), BeforeValidator(_integer)] = 0
+    tail: Annotated[int, Field(ge=0, le=1_048_576), BeforeValidator(query_integer)] = 0
     """Bytes of the end of the job's output that are wanted, too."""
 
 
@@ -141,8 +144,8 @@ class UserJobsHandler(BaseHandler):
 
     async def remove(self, name: str) -> None:
         """Cancel one, and forget it."""
-        owner = self.owner(self.query(ListQuery).username)
-        await self.interruptible(self.jobs.remove(owner, name))
+        query = self.query(RemoveQuery)
+        await self.interruptible(self.jobs.remove(self.owner(query.username), name, query.keep))
         self.clear_header("Content-Type")
         self.set_status(204)
         self.finish()

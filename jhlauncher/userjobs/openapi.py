@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..handlers.openapi import KEY, Extension, Json, operation, ref
 from ..handlers.views import ErrorView
-from .handlers import ListQuery, OneQuery
+from .handlers import ListQuery, OneQuery, RemoveQuery
 from .requests import UserJobRequest
 from .views import OneUserJobView, SystemView, UserJobView
 
@@ -55,7 +55,7 @@ EXTENSION = Extension(
             ),
             "delete": operation(
                 "Cancel its job, end its forwards, and forget it", {204: None}, 400, 404, 409,
-                query=ListQuery, parameters=[_NAME],
+                query=RemoveQuery, parameters=[_NAME],
             ),
         },
     },

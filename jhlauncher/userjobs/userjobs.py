@@ -189,8 +189,13 @@ class UserJobs(LoggingConfigurable):
             raise NotFound("Not found.")
         return job
 
-    async def remove(self, owner: Owner, service: str) -> None:
+    async def remove(self, owner: Owner, service: str, keep: bool = False) -> None:
         """Cancel a job, end its forwards, and forget it; goes on even if whoever asked goes away.
+
+        Args:
+            owner: whose it is.
+            service: its name.
+            keep: cancel a job that goes on, and forget nothing.
 
         Raises:
             NotFound: there is none of that name.
@@ -198,9 +203,9 @@ class UserJobs(LoggingConfigurable):
             SystemUnavailable: it could not be cancelled, and is still there.
 
         """
-        await self._owned(self._remove(owner, service))
+        await self._owned(self._remove(owner, service, keep))
 
-    async def _remove(self, owner: Owner, service: str) -> None:
+    async def _remove(self, owner: Owner, service: str, keep: bool) -> None:
         async with self._lock(owner, service):
             job = await self.find(owner, service)
             if job.state == SUBMITTING:
@@ -208,6 +213,8 @@ class UserJobs(LoggingConfigurable):
                     "It is not known yet whether Slurm has the job. Try again in a minute.", reason="userjob_submitting"
                 )
             await self._cancel(job)
+            if keep and job.job is not None:
+                return  # Slurm will say how it ended
             await self._disconnect(job)
             await self._rows.forget(job.key)
 

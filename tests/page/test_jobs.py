@@ -56,6 +56,8 @@ async def in_state(row: Locator, state: str) -> None:
 async def cancel(page: Page, name: str) -> None:
     await job(page, name).get_by_role("button", name="Cancel").click()
     await page.get_by_role("dialog").get_by_role("button", name="Cancel it").click()
+    await in_state(job(page, name), "CANCELLED")
+    await job(page, name).get_by_role("button", name="Remove").click()
     await expect(job(page, name)).to_have_count(0)
 
 

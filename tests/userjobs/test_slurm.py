@@ -69,6 +69,19 @@ async def test_cancelled_by_its_owner(service: Service, site: Site):
     assert state_of(number) in ("CANCELLED", "COMPLETING")
 
 
+async def test_cancelled_and_looked_at(service: Service):
+    await submit(service, "kept", {"command": ["sh", "-c", "echo said; exec sleep 600"], "memory": "10M"})
+    await until(service, "kept", "RUNNING")
+    assert await ask(service, "DELETE", "kept?keep=true") == (204, "")
+    view = await until(service, "kept", "CANCELLED")
+    assert view["job"]["ended"]
+    assert (await ask(service, "GET", "kept?tail=5"))[1]["tail"].endswith("\n")
+    assert await ask(service, "DELETE", "kept?keep=true") == (204, "")
+    assert (await ask(service, "GET", "kept"))[0] == 200
+    assert await ask(service, "DELETE", "kept") == (204, "")
+    assert (await ask(service, "GET", "kept"))[0] == 404
+
+
 async def test_cancelled_on_the_system(service: Service, site: Site):
     number = (await submit(service, "theirs", SLEEP))["job"]["id"]
     await until(service, "theirs", "RUNNING")
