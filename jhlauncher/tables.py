@@ -198,6 +198,7 @@ userjobs = Table(
     Column("created", Float, nullable=False),
     Column("started", Float),
     Column("ended", Float),
+    Column("exposed", Boolean, nullable=False),
     UniqueConstraint("credential", "username", "service"),
     Index("userjobs_state", "hostname", "state"),
 )

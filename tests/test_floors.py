@@ -47,6 +47,7 @@ userjobs.jobs userjobs.local userjobs.ssh
 userjobs.rows userjobs.commands userjobs.slurmrestd
 userjobs.forwards userjobs.watching
 userjobs.exposing userjobs.views
+userjobs.connecting
 userjobs.userjobs
 userjobs.handlers userjobs.parts
 userjobs.openapi

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
@@ -23,6 +24,7 @@ from ..models import ModelType, parse
 from .serving import Serving
 
 Result = TypeVar("Result")
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 @stream_request_body
@@ -101,6 +103,20 @@ class BaseHandler(RequestHandler):
 
         """
         return parse(model, self.received())
+
+    def idempotency_key(self) -> str | None:
+        """The header ``Idempotency-Key`` (draft-ietf-httpapi-idempotency-key-header), with or without its quotes.
+
+        Raises:
+            InvalidRequest: it is empty, too long, or has other than visible ASCII characters.
+
+        """
+        key = self.request.headers.get("Idempotency-Key")
+        if key is None:
+            return None
+        if not _KEY.fullmatch(key):
+            raise InvalidRequest("The Idempotency-Key must have 1 to 255 visible ASCII characters.")
+        return key
 
     def received(self) -> bytes:
         """The request's body as it came.

@@ -10,13 +10,12 @@ from jupyterhub.services.auth import HubOAuthenticated
 from jupyterhub.utils import get_browser_protocol
 from tornado.web import HTTPError
 
-from ..errors import Forbidden, InvalidRequest, Unauthenticated
+from ..errors import Forbidden, Unauthenticated
 from ..models import Caller
 from ..parts import Parts
 from .base import BaseHandler
 from .sessions import Sessions
 
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _AUTHORIZATION = re.compile(r"(?:token|bearer)\s+([\x21-\x7e]+)\s*", re.IGNORECASE)
 
 
@@ -106,20 +105,6 @@ class HubHandler(HubOAuthenticated, BaseHandler):  # type: ignore[misc]  # of wh
             needs = f"access:services!service={self.services.service_name}"
             raise Forbidden(f"Your token can't reach this service: {needs} is needed.", details={"needs": needs})
         self.caller = caller
-
-    def idempotency_key(self) -> str | None:
-        """The header ``Idempotency-Key`` (draft-ietf-httpapi-idempotency-key-header), with or without its quotes.
-
-        Raises:
-            InvalidRequest: it is empty, too long, or has other than visible ASCII characters.
-
-        """
-        key = self.request.headers.get("Idempotency-Key")
-        if key is None:
-            return None
-        if not _KEY.fullmatch(key):
-            raise InvalidRequest("The Idempotency-Key must have 1 to 255 visible ASCII characters.")
-        return key
 
     def absolute_url(self, path: str, full_url: str | None) -> str:
         """A server's URL as the caller can open it: as configured, else as the Hub says, else as they came here."""

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import aiohttp
 import yaml
 from kubernetes_asyncio import client, config
-from traitlets import Float, TraitError, Unicode, default
+from traitlets import Float, List, TraitError, Unicode, default
 from traitlets.config import LoggingConfigurable
 
 from .. import environment
@@ -58,6 +58,14 @@ class Cluster(LoggingConfigurable):
     ).tag(config=True)
     request_timeout = Float(30, min=1, help="Seconds to wait for an answer of the API server.").tag(config=True)
 
+    reserved_names = List(
+        Unicode(),
+        ["svc-*", "hub", "proxy-*", "jupyter*", "kubernetes"],
+        help="""Patterns of names that Services of users' jobs may not have: others' names, who may not be there yet.
+
+        `jupyter*`: Kubernetes tells each new pod of a Service in variables like JUPYTER_PORT, which are Jupyter's own.
+        """,
+    ).tag(config=True, key="userjobs.reserved_names")
     retry_delay = Float(
         0.5, min=0.01, help="Seconds before a busy API server is asked again; twice as long each of four times."
     ).tag(config=True)

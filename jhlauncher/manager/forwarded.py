@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..errors import Temporary
+from fnmatch import fnmatchcase
+
+from ..errors import PolicyDenied, Temporary
 from ..userjobs.errors import JobConflict
 from ..userjobs.exposing import endpoints, service
 from ..userjobs.forwards import Forwards
@@ -30,8 +32,8 @@ class ClusterServices:
 
     async def add(self, job: UserJob) -> None:
         """Make a user job's Service."""
-        if not job.forwards:
-            return
+        if job.username and any(fnmatchcase(job.service, name) for name in self._cluster.reserved_names):
+            raise PolicyDenied(f"A Service in the cluster may not be called {job.service}. Choose another name.")
         try:
             for item in self._objects(job):
                 await self._cluster.create(item, job.key)

@@ -215,7 +215,7 @@ class UserJobsOfCredentials(OfCredentials):
 
     async def post(self) -> None:
         """Forward to a node, or submit a job."""
-        await self.create(self.request.headers.get("Idempotency-Key"))
+        await self.create(self.idempotency_key())
 
 
 class OneUserJobOfCredentials(OfCredentials):

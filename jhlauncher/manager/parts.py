@@ -90,7 +90,7 @@ class ManagerParts:
         )
         self.userjobs = UserJobParts(parent, database, partial(ClusterServices, self._cluster))
         configured = [self.credentials, self.secrets, descriptions, homes, texts, self.services, self._tunnels]
-        self._config.load([*configured, *self.userjobs.settings])
+        self._config.load([*configured, self._cluster, *self.userjobs.settings])
         self.credentials.load()
 
     @asynccontextmanager

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
 
-from .errors import AnswerLost, JobRefused, SystemUnavailable
-from .gateway import Done, Gateway
-from .jobs import JobStatus, parse_jobs
+from ..errors import LauncherError
+from .errors import AnswerLost, SystemUnavailable
+from .gateway import NOT_FOUND, Done, Gateway
+from .jobs import JobStatus, is_gone, parse_jobs, refusal
 from .requests import Submission
 
 _LONGEST_LIST = 256 * 1024**2
 """Characters of a list of jobs; one job has some 4000."""
-_NUMBER = re.compile(r"(\d+)(?:;\S*)?")
-_NOT_THERE = ("unable to contact slurm controller", "connection refused", "zero bytes were transmitted")
-_GONE = ("invalid job id", "already completing or completed", "already finished")
+_NUMBER = re.compile(r"(\d{1,18})(?:;\S*)?")
 
 
 class Commands:
@@ -38,8 +36,7 @@ class Commands:
         argv = [f"{self._folder}sbatch", *_options(submission)]
         done = await self._gateway.run(account, argv, text=submission.script, environment=submission.environment)
         if done.status:
-            self._lament(done, lost=("timed out", "timeout"))
-            raise JobRefused(f"Slurm does not take the job: {done.complaint}")
+            raise _of_sbatch(done)
         number = _NUMBER.fullmatch((done.stdout.strip().splitlines() or [""])[-1])
         if not number:
             raise AnswerLost("Slurm took the job, perhaps, and did not say its number.")
@@ -48,7 +45,7 @@ class Commands:
     async def cancel(self, account: str, job: int) -> None:
         """Cancel a job."""
         done = await self._gateway.run(account, [f"{self._folder}scancel", str(job)])
-        if done.status and not any(word in done.stderr.lower() for word in _GONE):
+        if done.status and not is_gone(done.stderr):
             raise SystemUnavailable(f"Slurm does not cancel job {job}: {done.complaint}")
 
     async def jobs(self, accounts: set[str]) -> list[JobStatus]:
@@ -59,15 +56,17 @@ class Commands:
             raise SystemUnavailable(f"Slurm does not list jobs: {done.complaint}")
         return await asyncio.to_thread(parse_jobs, done.stdout)  # it may be large
 
-    def _lament(self, done: Done, lost: Sequence[str]) -> None:
-        """Raise an error if it was not Slurm that refused."""
-        words = done.stderr.lower()
-        if any(word in words for word in _NOT_THERE):
-            raise SystemUnavailable(f"Slurm does not answer: {done.complaint}")
-        if any(word in words for word in lost):
-            raise AnswerLost(f"Slurm did not answer in time: {done.complaint}")
-        if "filenotfounderror" in words:
-            raise SystemUnavailable("There is no sbatch on the system.")
+
+def _of_sbatch(done: Done) -> LauncherError:
+    """What it means that sbatch failed; only its own word is one of Slurm's, and no signal or program before it."""
+    if done.status == NOT_FOUND:
+        return SystemUnavailable("There is no sbatch on the system.")
+    words = [
+        line.partition("sbatch: error:")[2].strip() for line in done.stderr.splitlines() if "sbatch: error:" in line
+    ]
+    if done.status == 1 and words:
+        return refusal("; ".join(words[-2:]))
+    return AnswerLost("sbatch was ended before it said whether it has submitted the job.")
 
 
 def _options(submission: Submission) -> list[str]:

@@ -11,6 +11,7 @@ import contextlib
 import ipaddress
 import random
 import socket
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,8 +22,11 @@ from ..errors import Temporary
 from .errors import SystemUnavailable
 from .gateway import Gateway, Link, Reader, Writer
 from .rows import Forwarded, UserJob
+from .systems import Owner
 
 _CHUNK = 64 * 1024
+_QUARANTINE = 3600
+"""Seconds in which nobody else gets a port."""
 
 
 class Forwards(LoggingConfigurable):
@@ -74,9 +78,13 @@ class Forwards(LoggingConfigurable):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._forwards: dict[str, _Forward] = {}
+        self._refused: dict[str, str] = {}
+        self._freed: dict[int, tuple[Owner, float]] = {}
 
-    def choose(self, number: int, taken: set[int]) -> list[int]:
-        """Ports at which nobody listens.
+    def choose(self, number: int, taken: set[int], owner: Owner) -> list[int]:
+        """Ports at which nobody listens, for an owner: their own of before, and those that are nobody's.
+
+        Whoever still has a page open that came through a port is not to send its token to the next one's job.
 
         Raises:
             Temporary: there are not so many.
@@ -84,17 +92,20 @@ class Forwards(LoggingConfigurable):
         """
         first, last = map(int, self.ports.split("-"))
         chosen: list[int] = []
-        for port in random.sample(range(first, last + 1), last + 1 - first):
+        now = time.monotonic()
+        ports = random.sample(range(first, last + 1), last + 1 - first)
+        others = {port for port, (of, when) in self._freed.items() if of != owner and now - when < _QUARANTINE}
+        for port in sorted(ports, key=lambda port: port not in self._freed):
             if len(chosen) == number:
                 break
-            if port not in taken and all(_is_free(ip, port) for ip in self.ips):
+            if port not in taken and port not in others and all(_is_free(ip, port) for ip in self.ips):
                 chosen.append(port)
         if len(chosen) < number:
             raise Temporary("All ports for forwards are in use. Try again later.", reason="ports_in_use")
         return chosen
 
-    def open(self, job: UserJob, gateway: Gateway, changed: Callable[[], None]) -> None:
-        """Forward the ports of a user job from now on; one that is forwarded already goes on.
+    async def open(self, job: UserJob, gateway: Gateway, changed: Callable[[], None]) -> None:
+        """Forward the ports of a user job from now on; one that is forwarded already to that node goes on.
 
         Args:
             job: with a node.
@@ -102,6 +113,10 @@ class Forwards(LoggingConfigurable):
             changed: is called when the connection comes or goes.
 
         """
+        open = self._forwards.get(job.key)
+        if open and open.job.target_node != job.target_node:
+            await self.close(job.key)
+        self._refused.pop(job.key, None)
         if job.key not in self._forwards:
             self._forwards[job.key] = forward = _Forward(job, gateway, changed, self)
             forward.task = asyncio.create_task(forward.keep(), name=f"forward of {job.service}")
@@ -109,11 +124,19 @@ class Forwards(LoggingConfigurable):
     def problem(self, job: UserJob) -> str | None:
         """What is in the way of a user job's forwards; "" if nothing is, None if there are none now."""
         forward = self._forwards.get(job.key)
-        return forward.problem if forward else None
+        return forward.problem if forward else self._refused.get(job.key)
+
+    def refuse(self, job: UserJob, problem: str) -> None:
+        """Say why a user job's ports are not forwarded."""
+        self._refused[job.key] = problem
 
     async def close(self, *keys: str) -> None:
         """End forwards; without a key, all of them."""
         forwards = [self._forwards.pop(key) for key in keys or list(self._forwards) if key in self._forwards]
+        for key in keys:
+            self._refused.pop(key, None)
+        for forward in forwards:
+            self._freed |= {each.local: (forward.job.owner, time.monotonic()) for each in forward.job.forwards}
         await asyncio.gather(*(forward.close() for forward in forwards))
 
 
@@ -146,9 +169,12 @@ class _Forward:
                             delay = self._settings.retry_delay
                         await asyncio.sleep(delay)
                         delay = min(delay * 2, self._settings.max_retry_delay)
-            except OSError as error:
-                self._settings.log.error("%s can't be forwarded, and will be tried again: %s", self.job, error)
-                self._say("Its port is taken on our side.")
+            except Exception as error:
+                taken = isinstance(error, OSError)
+                self._settings.log.error(
+                    "%s can't be forwarded, and will be tried again: %s", self.job, error, exc_info=not taken
+                )
+                self._say("Its port is taken on our side." if taken else "It can't be forwarded.")
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, self._settings.max_retry_delay)
 
@@ -157,6 +183,7 @@ class _Forward:
             if len(self._connections) >= 2 * self._settings.max_connections:  # as many wait as are served
                 writer.close()
                 return
+            _keep_alive(writer)
             task = asyncio.create_task(self._serve(forward, reader, writer), name="forwarded connection")
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
@@ -236,6 +263,14 @@ async def _pump(reader: Reader, writer: Writer) -> None:
         await writer.drain()
     with contextlib.suppress(OSError, NotImplementedError):
         writer.write_eof()  # one way is done; the other may go on
+
+
+def _keep_alive(writer: asyncio.StreamWriter) -> None:
+    """Have the system notice within some minutes that whoever has connected is gone."""
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
 
 
 def _is_free(ip: str, port: int) -> bool:

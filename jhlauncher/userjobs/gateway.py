@@ -7,6 +7,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+NOT_FOUND = 127
+"""Status of a command that is not there, as shells have it."""
 MOST_OUTPUT = 1024**2
 """Characters that a command prints, if nobody says otherwise."""
 

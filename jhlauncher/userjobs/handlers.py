@@ -11,13 +11,13 @@ from pydantic import BaseModel, BeforeValidator, Field
 from tornado.web import RequestHandler
 
 from ..access import READ, START, STOP
-from ..errors import Forbidden, InvalidRequest, LauncherError, ShuttingDown, Unauthenticated
+from ..errors import Forbidden, InvalidRequest, LauncherError, NotFound, ShuttingDown, Unauthenticated
 from ..handlers.base import BaseHandler
 from ..handlers.callers import HubHandler
 from ..handlers.streams import EventStream
 from ..models import Caller, Model, NoQuery, UserName, parse, query_flag, query_integer
 from .errors import MissingKey
-from .requests import UserJobRequest, check_keys
+from .requests import NAME, UserJobRequest, check_keys
 from .systems import Owner
 from .userjobs import UserJobs
 from .views import OneUserJobView
@@ -135,6 +135,7 @@ class UserJobsHandler(BaseHandler):
         """Answer with one; with ``Accept: text/event-stream``, each time that it changes."""
         query = self.query(OneQuery)
         owner = self.owner(query.username)
+        _check_name(name)
         if self._wants_events:
             await self.follow(self.jobs.follow(owner, name), "userjob")
             return
@@ -145,10 +146,22 @@ class UserJobsHandler(BaseHandler):
     async def remove(self, name: str) -> None:
         """Cancel one, and forget it."""
         query = self.query(RemoveQuery)
+        _check_name(name)
         await self.interruptible(self.jobs.remove(self.owner(query.username), name, query.keep))
         self.clear_header("Content-Type")
         self.set_status(204)
         self.finish()
+
+
+def _check_name(name: str) -> None:
+    """Refuse what nothing is called.
+
+    Raises:
+        NotFound: it is no name of a user job.
+
+    """
+    if not NAME.fullmatch(name):
+        raise NotFound("Not found.")
 
 
 def _plain(views: BaseModel | list[Any]) -> Any:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .errors import SystemUnavailable
+from ..errors import LauncherError
+from .errors import AnswerLost, JobRefused, SystemUnavailable
 from .requests import Submission
 
 FINAL = frozenset({
@@ -20,7 +21,13 @@ FINAL = frozenset({
 """States that a job does not leave (https://slurm.schedmd.com/job_state_codes.html)."""
 SUBMITTING, UNKNOWN, NOT_SUBMITTED = "SUBMITTING", "UNKNOWN", "NOT_SUBMITTED"
 """States of our own: Slurm has not answered yet; Slurm has forgotten the job; it never came there."""
-ENDED = FINAL | {UNKNOWN, NOT_SUBMITTED}
+MISSED = frozenset({UNKNOWN, NOT_SUBMITTED})
+ENDED = FINAL | MISSED
+UNREADABLE = ""
+"""State of a job of which Slurm says something that can't be read."""
+_NOT_THERE = ("unable to contact slurm controller", "connection refused")
+_LOST = ("timed out", "timeout", "zero bytes were transmitted")
+_GONE = ("invalid job id", "already completing or completed", "already finished")
 _MOST_NODES = 10_000
 _LOG = logging.getLogger("jhlauncher")
 
@@ -82,6 +89,21 @@ class Slurm(Protocol):
         """
 
 
+def refusal(words: str) -> LauncherError:
+    """What it means that a submission ended with these words: it is refused, was not sent, or may be there."""
+    said = words.lower()
+    if any(each in said for each in _LOST):
+        return AnswerLost("Slurm did not answer in time. It may have the job.")
+    if any(each in said for each in _NOT_THERE):
+        return SystemUnavailable("Slurm does not answer.")
+    return JobRefused(f"Slurm does not take the job: {words[:500]}")
+
+
+def is_gone(words: str) -> bool:
+    """Whether Slurm's words say that there is nothing to cancel."""
+    return any(each in words.lower() for each in _GONE)
+
+
 def parse_jobs(text: str) -> list[JobStatus]:
     """The jobs in an answer.
 
@@ -91,12 +113,11 @@ def parse_jobs(text: str) -> list[JobStatus]:
     """
     try:
         document = json.loads(text)
-        errors = [error.get("error") or error.get("description") for error in document.get("errors") or []]
-        if errors and not document.get("jobs"):
-            raise SystemUnavailable(f"Slurm says: {errors[0]}")
         jobs = document["jobs"]
+        if document.get("errors") and not jobs:
+            raise SystemUnavailable("Slurm does not say how jobs are.")
         found = [status for job in jobs if (status := _status_of(job))]
-        if jobs and not found:
+        if jobs and all(status.state == UNREADABLE for status in found):
             raise ValueError("of no job is said what is needed")
         return found
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -104,12 +125,13 @@ def parse_jobs(text: str) -> list[JobStatus]:
 
 
 def _status_of(job: Any) -> JobStatus | None:
-    """How a job is; None for one of which that can't be read: it must not hide the others, and may be anybody's."""
+    """How a job is; one that can't be read, which may be anybody's, must not hide the others."""
     try:
         return _status(job)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        _LOG.warning("What Slurm says of a job can't be read: %.300r", job)
-        return None
+    except Exception as error:
+        _LOG.debug("What Slurm says of a job can't be read (%s): %.300r", type(error).__name__, job)
+        number = job.get("job_id") if isinstance(job, dict) else None
+        return JobStatus(number, UNREADABLE, "", "", "", "", None) if isinstance(number, int) else None
 
 
 def _status(job: dict[str, Any]) -> JobStatus:
@@ -153,7 +175,7 @@ def _exit(value: Any) -> tuple[int | None, int | None]:
         number = _plain(signal.get("signal_id", signal.get("id"))) or None
         return (None if number else _plain(value.get("return_code"))), number
     status = _plain(value)
-    if not isinstance(status, int):
+    if not isinstance(status, int) or not 0 <= status <= 0xFFFF:
         return None, None
     if os.WIFSIGNALED(status):
         return None, os.WTERMSIG(status)

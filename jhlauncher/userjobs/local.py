@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import pwd
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,6 +16,7 @@ from .gateway import MOST_OUTPUT, Done, Reader, Writer
 
 _AT_ONCE = 4
 """Commands of an account at once."""
+_LOG = logging.getLogger("jhlauncher")
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -60,28 +63,37 @@ class LocalGateway:
         most: int = MOST_OUTPUT,
     ) -> Done:
         """Run a command as an account; what it prints is not bounded, since it is a program of this machine's."""
-        async with self._turns.setdefault(account, asyncio.Semaphore(_AT_ONCE)):
-            try:
-                identity = await asyncio.to_thread(_identity, account)
-                process = await asyncio.create_subprocess_exec(
-                    *argv,
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.PIPE,
-                    **identity | {"env": identity["env"] | dict(environment or {})},
-                )
-            except (OSError, KeyError, ValueError) as error:
-                raise SystemUnavailable(f"{argv[0]} can't be run here as {account}: {error}") from error
-            try:
-                async with asyncio.timeout(self._timeout):
-                    stdout, stderr = await process.communicate(text.encode())
-            except TimeoutError:
-                raise AnswerLost(f"{argv[0]} did not end in {self._timeout:g} s.") from None
-            finally:
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
+        process = None
+        try:
+            async with (
+                asyncio.timeout(self._timeout),
+                self._turns.setdefault(account, asyncio.Semaphore(_AT_ONCE)),
+            ):
+                process = await self._begin(account, argv, environment or {})
+                stdout, stderr = await process.communicate(text.encode())
+        except TimeoutError:
+            if process is None:
+                raise SystemUnavailable("Other commands of your account have not ended.") from None
+            raise AnswerLost(f"{argv[0]} did not end in {self._timeout:g} s.") from None
+        finally:
+            if process and process.returncode is None:
+                process.kill()
+                await process.wait()
         return Done(process.returncode or 0, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
+
+    async def _begin(self, account: str, argv: Sequence[str], environment: Mapping[str, str]) -> Process:
+        try:
+            identity = await asyncio.to_thread(_identity, account)
+            return await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                **identity | {"env": identity["env"] | dict(environment)},
+            )
+        except (OSError, KeyError, ValueError) as error:
+            _LOG.error("%s can't be run here as %s: %s", argv[0], account, error)
+            raise SystemUnavailable("Commands can't be run with your account.") from error
 
     @asynccontextmanager
     async def connected(self, account: str) -> AsyncIterator[LocalLink]:
@@ -95,6 +107,8 @@ class LocalGateway:
 def _identity(account: str) -> dict[str, Any]:
     """As whom, where, and with what environment a command is run."""
     entry = pwd.getpwnam(account)
+    if entry.pw_uid == 0:
+        raise ValueError("root runs no jobs for others")
     names = {"HOME": entry.pw_dir, "USER": account, "LOGNAME": account, "SHELL": entry.pw_shell, "PATH": _PATH}
     locale = {name: value for name, value in os.environ.items() if name in ("LANG", "LC_ALL", "SLURM_CONF")}
     place: dict[str, Any] = {"env": {**locale, **names}, "cwd": entry.pw_dir}

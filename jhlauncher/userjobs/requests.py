@@ -32,12 +32,14 @@ def _printable(value: str) -> str:
 def _directory(value: str) -> str:
     if not value.startswith("/"):
         raise ValueError("must be an absolute path")
+    if "%" in value or "\\" in value:
+        raise ValueError("must have no % and no backslash")  # which mean something to Slurm in the output's path
     return _printable(value)
 
 
 def _output(value: str) -> str:
     if "%" in value.replace("%j", "") or "\\" in value:
-        raise ValueError("may have %j, for the job's number, and no other % and no backslash")  # which are Slurm's own
+        raise ValueError("may have %j, for the job's number, and no other % and no backslash")
     return _printable(value)
 
 
@@ -47,8 +49,8 @@ def _script(value: str) -> str:
     if "\0" in value or "\r" in value:
         raise ValueError("has NUL characters or carriage returns; its lines must end with a newline")
     for number, line in enumerate(value.split("\n"), 1):
-        if line.strip() and not line.startswith("#"):
-            break  # Slurm reads its own options no further
+        if line.strip() and not line.lstrip().startswith("#"):
+            break  # Slurm reads its own options no further; it does not mind what stands before a comment
         if line.startswith("#SBATCH"):
             raise ValueError(f"has an option of Slurm's in line {number}; say it as a field of the job")
     if len(value.encode(errors="surrogatepass")) > _MAX_SCRIPT:
@@ -82,7 +84,8 @@ def _number(value: Any) -> Any:
 Port = Annotated[int, Field(ge=1, le=65535)]
 Ports = Annotated[dict[Port, Port], BeforeValidator(_ports), Field(max_length=20)]
 """By the port at which it is wanted, the one at the node."""
-ServiceName = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$")]
+NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+ServiceName = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 """A name that a Service of Kubernetes may have (RFC 1035)."""
 Variable = Annotated[str, Field(max_length=255, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(_variable)]
 

@@ -17,8 +17,11 @@ from ..database import Database
 from ..errors import LimitReached
 from ..tables import userjobs as table
 from .errors import JobConflict
-from .jobs import ENDED, SUBMITTING
+from .jobs import ENDED, MISSED, NOT_SUBMITTED, SUBMITTING
 from .systems import Owner, System
+
+_MOST_ENDED = 100
+"""That are kept for an owner."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,20 @@ class UserJob:
     """Seconds since 1970, as all times."""
     started: float | None = None
     ended: float | None = None
+    exposed: bool = False
+    """Whether there may be something of it where users' servers are, a Service of Kubernetes, for example."""
 
     @property
     def owner(self) -> Owner:
         """Whose it is."""
         return Owner(self.credential, self.username)
+
+    def repeats(self, other: UserJob) -> bool:
+        """Whether this is the request that another came from; a forward says all that it is, and needs no key."""
+        if self.idempotency_key is not None or self.job is not None or other.job is not None:
+            return self.idempotency_key is not None and other.idempotency_key == self.idempotency_key
+        asked, there = ([(each.wanted, each.remote) for each in job.forwards] for job in (self, other))
+        return (other.hostname, other.target_node, there) == (self.hostname, self.target_node, asked)
 
     @property
     def active(self) -> bool:
@@ -91,30 +103,32 @@ class Rows:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def begin(self, job: UserJob, system: System) -> tuple[UserJob, list[UserJob]]:
-        """Keep a new one, unless it is there already.
+    async def begin(self, job: UserJob, system: System) -> UserJob:
+        """Keep a new one, unless it is there already; it takes the place of one that has ended.
 
         Returns:
-            It as it is kept, perhaps since an earlier request of the same key; and what has ended whose place it takes.
+            It as it is kept, perhaps since an earlier request of the same key.
 
         Raises:
             JobConflict: there is another of that name.
             LimitReached: its owner has as many as they may have.
 
         """
+        mine = [*_of(job.owner), sa.or_(_goes_on(), table.c.service == job.service)]
 
-        def work(connection: sa.Connection) -> tuple[UserJob, list[UserJob]]:
-            theirs = list(_find(connection, _of(job.owner)))
+        def work(connection: sa.Connection) -> UserJob:
+            theirs = list(_find(connection, mine))
             same = next((other for other in theirs if other.service == job.service), None)
-            if same and _repeated(same, job):
-                return same, []
-            if same and same.active:
+            if same and (same.key == job.key or job.repeats(same)):
+                return same
+            if same and (same.active or same.exposed):
                 raise JobConflict(f"You have a user job {job.service} already. Choose another name, or remove it.")
             _check_room(job, [other for other in theirs if other.hostname == job.hostname], system)
             if same:
                 connection.execute(table.delete().where(table.c.key == same.key))
+            _prune(connection, job.owner)
             connection.execute(table.insert().values(**_values(job)))
-            return job, [same] if same else []
+            return job
 
         return await self._database.write(work, alone=True)
 
@@ -132,10 +146,16 @@ class Rows:
 
     async def active(self, hostname: str | None = None) -> list[UserJob]:
         """Those that go on, the oldest first."""
-        where = [sa.or_(table.c.state.is_(None), table.c.state.not_in(ENDED))]
-        if hostname is not None:
-            where.append(table.c.hostname == hostname)
-        return await self._database.read(lambda connection: list(_find(connection, where)))
+        where = [_goes_on(), *([table.c.hostname == hostname] if hostname is not None else [])]
+        return await self._all(*where)
+
+    async def missed(self, hostname: str, since: float) -> list[UserJob]:
+        """Jobs of a system that Slurm did not know some time after ``since``."""
+        return await self._all(table.c.hostname == hostname, table.c.state.in_(MISSED), table.c.ended > since)
+
+    async def left(self) -> list[UserJob]:
+        """Those that have ended, and of which something is left elsewhere."""
+        return await self._all(table.c.exposed, table.c.state.in_(ENDED))
 
     async def local_ports(self) -> set[int]:
         """The ports that are kept for forwards."""
@@ -153,8 +173,10 @@ class Rows:
         """Slurm has taken a job; it may have been seen there already."""
 
         def work(connection: sa.Connection) -> None:
-            state = sa.case((table.c.state == SUBMITTING, "PENDING"), else_=table.c.state)
-            connection.execute(table.update().where(table.c.key == job.key).values(job_id=number, state=state))
+            unknown = table.c.state.in_([SUBMITTING, NOT_SUBMITTED])
+            of = table.update().where(table.c.key == job.key)
+            connection.execute(of.values(job_id=number))
+            connection.execute(of.where(unknown).values(state="PENDING", reason="", ended=None))
 
         await self._database.write(work)
         return await self.get(job.key) or job
@@ -171,22 +193,16 @@ class Rows:
         """Remove what ended before that time."""
 
         def work(connection: sa.Connection) -> None:
-            connection.execute(table.delete().where(table.c.ended < before, table.c.state.in_(ENDED)))
+            connection.execute(table.delete().where(table.c.ended < before, table.c.state.in_(ENDED), ~table.c.exposed))
 
         await self._database.write(work)
 
     async def _one(self, *where: sa.ColumnElement[bool]) -> UserJob | None:
-        found = await self._database.read(lambda connection: list(_find(connection, list(where))))
+        found = await self._all(*where)
         return found[0] if found else None
 
-
-def _repeated(same: UserJob, job: UserJob) -> bool:
-    """Whether a request is the one that this came from; a forward says all that it is, and needs no key."""
-    if job.idempotency_key is not None or job.job is not None or same.job is not None:
-        return job.idempotency_key is not None and same.idempotency_key == job.idempotency_key
-    asked = [(forward.wanted, forward.remote) for forward in job.forwards]
-    there = [(forward.wanted, forward.remote) for forward in same.forwards]
-    return (same.hostname, same.target_node, there) == (job.hostname, job.target_node, asked)
+    async def _all(self, *where: sa.ColumnElement[bool]) -> list[UserJob]:
+        return await self._database.read(lambda connection: list(_find(connection, list(where))))
 
 
 def _check_room(job: UserJob, theirs: list[UserJob], system: System) -> None:
@@ -195,6 +211,17 @@ def _check_room(job: UserJob, theirs: list[UserJob], system: System) -> None:
         raise LimitReached(f"You have {system.max_jobs} jobs on {job.hostname}, as many as you may have at once.")
     if len(job.forwards) + sum(len(other.forwards) for other in active) > system.max_ports:
         raise LimitReached(f"Of yours, {system.max_ports} ports of {job.hostname} may be forwarded at once, no more.")
+
+
+def _goes_on() -> sa.ColumnElement[bool]:
+    return sa.or_(table.c.state.is_(None), table.c.state.not_in(ENDED))
+
+
+def _prune(connection: sa.Connection, owner: Owner) -> None:
+    """Of those that have ended, let each owner keep the newest."""
+    ended = sa.select(table.c.seq).where(*_of(owner), table.c.state.in_(ENDED), ~table.c.exposed)
+    oldest = connection.execute(ended.order_by(table.c.seq.desc()).offset(_MOST_ENDED)).scalars().all()
+    connection.execute(table.delete().where(table.c.seq.in_(oldest)))
 
 
 def _of(owner: Owner) -> list[sa.ColumnElement[bool]]:

@@ -11,15 +11,14 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from .errors import AnswerLost, JobRefused, SystemUnavailable
-from .jobs import JobStatus, parse_jobs
+from .errors import AnswerLost, SystemUnavailable
+from .jobs import JobStatus, is_gone, parse_jobs, refusal
 from .requests import Submission
 from .systems import Slurmrestd
 
 _STRUCTURED = 39
 """From v0.0.39 on, numbers are objects and the environment is a list."""
 _PATH = "/usr/local/bin:/usr/bin:/bin"
-_GONE = ("invalid job id", "already completing or completed", "already finished")
 
 
 class Rest:
@@ -42,16 +41,17 @@ class Rest:
         """Submit a job; its number."""
         document = await self._ask(account, "POST", "job/submit", self._body(submission))
         if errors := _errors(document):
-            raise JobRefused(f"Slurm does not take the job: {errors}")
-        number = document.get("job_id") or (document.get("result") or {}).get("job_id")
-        if not isinstance(number, int):
+            raise refusal(errors)
+        result = document.get("result")
+        number = document.get("job_id") or (result.get("job_id") if isinstance(result, dict) else None)
+        if not isinstance(number, int) or not 0 < number < 2**62:
             raise AnswerLost("Slurm took the job, perhaps, and did not say its number.")
         return number
 
     async def cancel(self, account: str, job: int) -> None:
         """Cancel a job."""
         errors = _errors(await self._ask(account, "DELETE", f"job/{job}"))
-        if errors and not any(word in errors.lower() for word in _GONE):
+        if errors and not is_gone(errors):
             raise SystemUnavailable(f"Slurm does not cancel job {job}: {errors}")
 
     async def jobs(self, accounts: set[str]) -> list[JobStatus]:
@@ -114,7 +114,7 @@ class Rest:
             ):
                 if response.status in (401, 403):
                     raise SystemUnavailable("slurmrestd does not accept the token for your account.")
-                return await response.text()
+                return await response.text(encoding="utf-8", errors="replace")  # a comment may have any bytes
         except aiohttp.ClientConnectorError as error:
             raise SystemUnavailable("slurmrestd can't be reached.") from error
         except (OSError, aiohttp.ClientError, TimeoutError, ValueError) as error:
@@ -133,5 +133,7 @@ class Rest:
 
 def _errors(document: dict[str, Any]) -> str:
     """What it complains of."""
-    errors = [str(error.get("error") or error.get("description") or error) for error in document.get("errors") or []]
-    return "; ".join(errors)[:500]
+    errors = document.get("errors") or []
+    each = errors if isinstance(errors, list) else [errors]
+    texts = [(error.get("error") or error.get("description")) if isinstance(error, dict) else error for error in each]
+    return "; ".join(map(str, texts))[:500]

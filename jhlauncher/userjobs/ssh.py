@@ -17,20 +17,25 @@ from contextlib import asynccontextmanager
 import asyncssh
 
 from .errors import AnswerLost, SystemUnavailable
-from .gateway import MOST_OUTPUT, Done, Reader, Writer
+from .gateway import MOST_OUTPUT, NOT_FOUND, Done, Reader, Writer
 from .systems import Ssh
 
 _PROGRAM = (
-    "import json, os, subprocess, sys; "
-    "asked = json.load(sys.stdin); "
-    # what login scripts print ends here, and what is asked for begins
+    "import json, os, shutil, subprocess, sys; "
+    # what login scripts print ends here; what is asked for is sent now, and comes to no other program
     "print(end=chr(0), flush=True); "
-    "environment = os.environ | asked['environment']; "
-    "options = dict(input=asked['text'].encode(), env=environment, timeout=asked['timeout']); "
+    "asked = json.load(sys.stdin); "
+    # an account's own options for sbatch are not what was found allowed
+    "kept = {name: value for name, value in os.environ.items() if not name.startswith('SBATCH_')}; "
+    f"shutil.which(asked['argv'][0]) or sys.exit({NOT_FOUND}); "
+    "options = dict(input=asked['text'].encode(), env=dict(kept, **asked['environment']), timeout=asked['timeout']); "
     "sys.exit(subprocess.run(asked['argv'], **options).returncode)"
 )
+"""For Python 3.6 and later."""
 _AT_ONCE = 4
 """Commands of an account at once: sshd admits 10 sessions on a connection (MaxSessions)."""
+_MOST_NOISE = 64 * 1024
+"""Characters that login scripts print at most."""
 _KEPT = 60
 """Seconds for which a connection is kept that nobody uses."""
 _LOG = logging.getLogger("jhlauncher")
@@ -105,17 +110,24 @@ class SshGateway:
 
     async def _run(self, link: SshLink, account: str, asked: str, most: int) -> Done:
         async with link.connection.create_process(self._command, encoding="utf-8", errors="replace") as process:
-            process.stdin.write(asked)
-            process.stdin.write_eof()
-            stdout, stderr = await asyncio.gather(_read(process.stdout, most), _read(process.stderr, most))
+            errors = asyncio.ensure_future(_read(process.stderr, most))
+            try:
+                begun = await _begun(process.stdout)
+                if begun:
+                    process.stdin.write(asked)
+                    process.stdin.write_eof()
+                stdout = await _read(process.stdout, most)
+                stderr = await errors
+            finally:
+                errors.cancel()
+                await asyncio.gather(errors, return_exceptions=True)
             await process.wait_closed()
+        done = Done(-1 if process.exit_status is None else process.exit_status, stdout, stderr)
+        if not begun:
+            _LOG.error("Commands can't be run as %s on %s: %r", account, self._name, done.complaint)
+            raise SystemUnavailable(f"{self._name} runs no commands: {self._settings.python} does not start there.")
         if process.exit_status is None:
             raise AnswerLost(f"The connection to {self._name} broke while it worked.")
-        noise, began, said = stdout.partition("\0")
-        done = Done(process.exit_status, said, stderr)
-        if not began:
-            _LOG.error("Commands can't be run as %s on %s: %r %r", account, self._name, done.complaint, noise[-500:])
-            raise SystemUnavailable(f"{self._name} runs no commands: {self._settings.python} does not start there.")
         return done
 
     @asynccontextmanager
@@ -170,6 +182,15 @@ class SshGateway:
                 link.closing.cancel()
             link.connection.close()
         await asyncio.gather(*(link.connection.wait_closed() for link in links))
+
+
+async def _begun(reader: asyncssh.SSHReader[str]) -> bool:
+    """Whether the program begins, after what login scripts print, which is not kept."""
+    for _ in range(_MOST_NOISE):
+        character = await reader.read(1)
+        if character in ("", "\0"):
+            return bool(character)
+    return False
 
 
 async def _read(reader: asyncssh.SSHReader[str], most: int) -> str:

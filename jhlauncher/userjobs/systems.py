@@ -132,7 +132,10 @@ class System(_Configured):
     """An account's home, where jobs run that do not say where."""
     allowed: Allowed = Allowed()
     target_nodes: list[str] = []
-    """Patterns of nodes that anybody with an account may forward to; others only while their own job runs there."""
+    """Patterns of nodes that anybody with an account may forward to; others only while their own job runs there.
+
+    ``*`` and ``?`` stand for no dot and no colon: ``node*`` is no host of another domain.
+    """
     max_jobs: int = Field(10, ge=0)
     """That a user has at once, waiting or running."""
     max_ports: int = Field(10, ge=0)
@@ -156,7 +159,7 @@ class System(_Configured):
 
     def reaches(self, node: str) -> bool:
         """Whether anybody with an account may forward to this node."""
-        return any(fnmatch.fnmatchcase(node, pattern) for pattern in self.target_nodes)
+        return any(_matches(node, pattern) for pattern in self.target_nodes)
 
 
 @dataclass(frozen=True)
@@ -227,6 +230,20 @@ def _check_here(name: str, system: System) -> None:
         others = system.all_accounts - {pwd.getpwuid(os.geteuid()).pw_name}
         if others:
             raise TraitError(f"systems.{name}: only a service of root's can run jobs as {min(others)} on this machine")
+
+
+def _matches(node: str, pattern: str) -> bool:
+    if any(node.count(separator) != pattern.count(separator) for separator in ".:"):
+        return False
+    if "." in pattern and not any(char.isalpha() for char in pattern) and any(char.isalpha() for char in node):
+        return False  # 10.0.*.* is for addresses, and 10.0.example.org a name
+    return fnmatch.fnmatchcase(node, pattern)
+
+
+def has_account(owner: Owner, system: System, account: str) -> bool:
+    """Whether this is somebody's account."""
+    accounts = system.credential_accounts.get(owner.credential, {}) if owner.credential else system.accounts
+    return accounts.get(owner.username) == account
 
 
 def account_of(owner: Owner, name: str, system: System) -> str:

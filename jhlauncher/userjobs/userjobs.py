@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import posixpath
-from collections.abc import AsyncGenerator, Coroutine
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -14,13 +16,14 @@ from weakref import WeakValueDictionary
 from traitlets import Float, Integer
 from traitlets.config import LoggingConfigurable
 
-from ..errors import Forbidden, InvalidRequest, LauncherError, NotFound
+from ..errors import Forbidden, InvalidRequest, LauncherError, LimitReached, NotFound
 from .commands import Commands
+from .connecting import Connecting
 from .errors import AnswerLost, JobConflict, NoAccount
 from .exposing import Exposure
 from .forwards import Forwards
 from .gateway import Gateway
-from .jobs import SUBMITTING, Slurm
+from .jobs import NOT_SUBMITTED, SUBMITTING, UNKNOWN, Slurm
 from .local import LocalGateway
 from .requests import Submission, UserJobRequest, submission
 from .rows import Forwarded, Rows, UserJob
@@ -30,6 +33,8 @@ from .views import AllowedView, SystemView, UserJobView, job_view
 from .watching import JobWatch
 
 Result = TypeVar("Result")
+_MOST_STREAMS = 20
+"""That a user has at once."""
 
 
 class UserJobs(LoggingConfigurable):
@@ -44,32 +49,37 @@ class UserJobs(LoggingConfigurable):
         super().__init__(**kwargs)
         self._rows = rows
         self._configured = systems
-        self.systems: dict[str, System] = {}
         self._forwards = forwards
-        self._exposure = exposure
-        self.watching = JobWatch(parent=self.parent, rows=rows, changed=self._follow)
-        self._gateways: dict[str, Gateway] = {}
+        self.watching = JobWatch(parent=self.parent, rows=rows)
+        self._connecting = Connecting(rows, forwards, exposure, self.watching.bell.ring)
         self._slurms: dict[str, Slurm] = {}
+        self.busy: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._choosing = asyncio.Lock()
         self._locks: WeakValueDictionary[tuple[Owner, str], asyncio.Lock] = WeakValueDictionary()
+        self._streams = Counter[Owner]()
+
+    @property
+    def systems(self) -> dict[str, System]:
+        """By name."""
+        return self._connecting.systems
 
     async def start(self) -> None:
         """Take up what was left: forwards are made again, at their ports, and jobs are looked after."""
-        self.systems = self._configured.load()
+        self._connecting.systems = self._configured.load()
         for name, system in self.systems.items():
             gateway = _gateway(name, system, self.timeout)
             if gateway:
-                self._gateways[name] = gateway
+                self._connecting.gateways[name] = gateway
             slurm = _slurm(system, gateway, self.timeout)
             if slurm:
                 self._slurms[name] = slurm
         for job in await self._rows.active():
             if job.hostname in self.systems:
-                self._connect(job)
+                await self._connecting.resume(job)
             else:
                 self.log.warning("%s is left alone: there is no such system now", job)
-        self.watching.start(self._slurms)
+        self.watching.start(self._slurms, self)
 
     async def stop(self) -> None:
         """End forwards, and what is being done; jobs go on."""
@@ -80,7 +90,7 @@ class UserJobs(LoggingConfigurable):
                 task.cancel()
             await asyncio.gather(*slow, return_exceptions=True)
         await self._forwards.close()
-        for gateway in self._gateways.values():
+        for gateway in self._connecting.gateways.values():
             await gateway.close()
 
     # -- what is asked for
@@ -109,44 +119,77 @@ class UserJobs(LoggingConfigurable):
     async def _create(self, owner: Owner, request: UserJobRequest, key: str | None) -> tuple[UserJob, bool]:
         system = self._system(request.hostname)
         account = account_of(owner, request.hostname, system)
-        ports = sorted(request.ports.items())
-        if ports and request.hostname not in self._gateways:
+        if request.ports and request.hostname not in self._connecting.gateways:
             raise InvalidRequest(
                 f"Nothing can be forwarded from {request.hostname}: it is reached by slurmrestd alone."
             )
-        job = UserJob(
+        asked = UserJob(
             owner.credential, owner.username, request.service, request.hostname, account, idempotency_key=key,
-            target_node=request.target_node, state=SUBMITTING if request.job else None,
+            forwards=tuple(Forwarded(*each, 0) for each in sorted(request.ports.items())),
+            target_node=request.target_node, state=SUBMITTING if request.job else None, exposed=bool(request.ports),
         )  # fmt: skip
-        wanted = submission(request.job, request.service, system, account, job.marker) if request.job else None
+        wanted = submission(request.job, request.service, system, account, asked.marker) if request.job else None
+        job = replace(asked, job=wanted.public() if wanted else None)
         if wanted is None:
             await self._check_node(job, system)
-        async with self._lock(owner, request.service):
-            kept = await self._keep(job, ports, wanted, system)
+        async with self._busy(job):
+            kept = await self._keep(job, system)
             if kept.key != job.key:
-                return kept, False
-            try:
-                await self._exposure.add(kept)
-                return await self._submit(kept, wanted) if wanted else self._connect(kept), True
-            except AnswerLost:
-                self.watching.expect(kept.hostname)
-                raise
-            except LauncherError:
-                await self._take_back(kept)
-                raise
+                return await self._again(kept), False
+            return await self._begin(kept, wanted), True
 
-    async def _keep(
-        self, job: UserJob, ports: list[tuple[int, int]], wanted: Submission | None, system: System
-    ) -> UserJob:
+    async def _keep(self, job: UserJob, system: System) -> UserJob:
         """The row, with ports of ours; or that of an earlier request that was the same."""
+        same = await self._rows.find(job.owner, job.service)
+        if same and job.repeats(same):
+            return same
+        if same and not same.active:
+            await self._connecting.disconnect(same)
         async with self._choosing:
-            chosen = self._forwards.choose(len(ports), await self._rows.local_ports())
-            forwards = tuple(Forwarded(*each, local) for each, local in zip(ports, chosen, strict=True))
-            full = replace(job, forwards=forwards, job=wanted.public() if wanted else None)
-            kept, replaced = await self._rows.begin(full, system)
-        for old in replaced:
-            await self._disconnect(old)
-        return kept
+            ports = self._forwards.choose(len(job.forwards), await self._rows.local_ports(), job.owner)
+            forwards = (replace(each, local=port) for each, port in zip(job.forwards, ports, strict=True))
+            return await self._rows.begin(replace(job, forwards=tuple(forwards)), system)
+
+    async def _again(self, job: UserJob) -> UserJob:
+        """What an earlier request made, as it must be."""
+        if job.forwards and job.active:
+            await self._connecting.exposure.add(job)
+            if job.job is None:
+                await self._connecting.connect(job)
+        return job
+
+    async def _begin(self, job: UserJob, wanted: Submission | None) -> UserJob:
+        """Do what was asked for; nothing is left of it if that can't be done."""
+        try:
+            if job.forwards:
+                await self._connecting.exposure.add(job)
+            if wanted is None:
+                await self._connecting.connect(job)
+                self.watching.expect(job.hostname)
+                return job
+            number = await self._slurms[job.hostname].submit(job.account, wanted)
+        except BaseException as error:
+            self.watching.expect(job.hostname)
+            if isinstance(error, LauncherError) and not isinstance(error, AnswerLost):
+                await self._take_back(job)
+            raise  # else it will be seen whether Slurm has it
+        return await self._submitted(job, number)
+
+    async def _submitted(self, job: UserJob, number: int) -> UserJob:
+        self.watching.expect(job.hostname)
+        self.log.info("%s: job %i was submitted as %s", job, number, job.account)
+        try:
+            return await self._rows.submitted(job, number)
+        except LauncherError as error:
+            raise AnswerLost("The job was submitted, and will be seen here in a while.") from error
+
+    async def _take_back(self, job: UserJob) -> None:
+        """Leave nothing; what can't be taken away now is tried again later."""
+        ended = {"state": NOT_SUBMITTED, "reason": "It could not be begun.", "ended": time.time()}
+        gone = await self._rows.update(job, **ended)
+        with contextlib.suppress(LauncherError):
+            await self._connecting.disconnect(gone or job)
+            await self._rows.forget(job.key)
 
     async def _check_node(self, job: UserJob, system: System) -> None:
         """Refuse a node that is not for everybody, and where none of the account's jobs runs.
@@ -160,18 +203,6 @@ class UserJobs(LoggingConfigurable):
             raise Forbidden(
                 f"{node} can't be forwarded to: no job of yours runs there on {job.hostname}.", reason="not_your_node"
             )
-
-    async def _submit(self, job: UserJob, wanted: Submission) -> UserJob:
-        number = await self._slurms[job.hostname].submit(job.account, wanted)
-        self.log.info("%s: job %i was submitted as %s", job, number, job.account)
-        kept = await self._rows.submitted(job, number)
-        self.watching.expect(job.hostname)
-        return kept
-
-    async def _take_back(self, job: UserJob) -> None:
-        with contextlib.suppress(LauncherError):
-            await self._disconnect(job)
-        await self._rows.forget(job.key)
 
     async def all_of(self, owner: Owner) -> list[UserJob]:
         """All of somebody's, the newest first."""
@@ -206,7 +237,7 @@ class UserJobs(LoggingConfigurable):
         await self._owned(self._remove(owner, service, keep))
 
     async def _remove(self, owner: Owner, service: str, keep: bool) -> None:
-        async with self._lock(owner, service):
+        async with self._busy(await self.find(owner, service)):
             job = await self.find(owner, service)
             if job.state == SUBMITTING:
                 raise JobConflict(
@@ -215,11 +246,11 @@ class UserJobs(LoggingConfigurable):
             await self._cancel(job)
             if keep and job.job is not None:
                 return  # Slurm will say how it ended
-            await self._disconnect(job)
+            await self._connecting.disconnect(job)
             await self._rows.forget(job.key)
 
     async def _cancel(self, job: UserJob) -> None:
-        if job.job is None or job.job_id is None or not job.active:
+        if job.job is None or job.job_id is None or not (job.active or job.state == UNKNOWN):
             return
         slurm = self._slurms.get(job.hostname)
         if slurm is None:
@@ -236,7 +267,7 @@ class UserJobs(LoggingConfigurable):
             SystemUnavailable: the system does not answer.
 
         """
-        gateway = self._gateways.get(job.hostname)
+        gateway = self._connecting.gateways.get(job.hostname)
         if job.job is None or job.job_id is None or gateway is None:
             return None
         self._check_account(job)
@@ -257,7 +288,7 @@ class UserJobs(LoggingConfigurable):
             hostname=job.hostname,
             target_node=job.target_node,
             ports={str(forward.wanted): forward.remote for forward in job.forwards},
-            addresses=self._exposure.addresses(job) if job.active else {},
+            addresses=self._connecting.exposure.addresses(job) if job.active else {},
             forwarding=job.connects and self._forwards.problem(job) == "",
             problem=self.problem(job),
             created=datetime.fromtimestamp(job.created, UTC),
@@ -273,7 +304,7 @@ class UserJobs(LoggingConfigurable):
                     name=name,
                     account=account_of(owner, name, system),
                     jobs=bool(system.allowed.partitions),
-                    forwards=name in self._gateways,
+                    forwards=name in self._connecting.gateways,
                     allowed=AllowedView(**system.allowed.model_dump()),
                     max_jobs=system.max_jobs,
                     max_ports=system.max_ports,
@@ -291,54 +322,78 @@ class UserJobs(LoggingConfigurable):
         """
         told = None
         job: UserJob | None = await self.find(owner, service)
-        while job:
-            rung = self.watching.bell.listen()
-            job = await self._rows.get(job.key)
-            if job is None:
-                return
-            view = self.view(job)
-            if view != told:
-                told = view
-                yield view
-            if not job.active:
-                return
-            await rung.wait()
+        with self._streaming(owner):
+            while job:
+                rung = self.watching.bell.listen()
+                job = await self._rows.get(job.key)
+                if job is None:
+                    return
+                view = self.view(job)
+                if view != told:
+                    told = view
+                    yield view
+                if not job.active:
+                    return
+                await rung.wait()
 
     async def follow_all(self, owner: Owner) -> AsyncGenerator[list[UserJobView], None]:
         """All of somebody's, the newest first, now and whenever something of them changes; it does not end."""
         told = None
-        while True:
-            rung = self.watching.bell.listen()
-            views = [self.view(job) for job in await self.all_of(owner)]
-            if views != told:
-                told = views
-                yield views
-            await rung.wait()
+        with self._streaming(owner):
+            while True:
+                rung = self.watching.bell.listen()
+                views = [self.view(job) for job in await self.all_of(owner)]
+                if views != told:
+                    told = views
+                    yield views
+                await rung.wait()
 
-    # -- how
+    @contextlib.contextmanager
+    def _streaming(self, owner: Owner) -> Iterator[None]:
+        """One more follows, of whom there are not too many: each looks whenever something changes.
 
-    async def _follow(self, job: UserJob) -> None:
+        Raises:
+            LimitReached: there are too many.
+
+        """
+        if self._streams[owner] >= _MOST_STREAMS:
+            raise LimitReached(f"You have {_MOST_STREAMS} streams of user jobs. End some, or take the one of all.")
+        self._streams[owner] += 1
+        try:
+            yield
+        finally:
+            self._streams[owner] -= 1
+            if not self._streams[owner]:
+                del self._streams[owner]
+
+    # -- what the watch tells
+
+    def needs_job(self, job: UserJob) -> bool:
+        """Whether a forward without a job may be there only while a job of its account runs on the node."""
+        return not self.systems[job.hostname].reaches(str(job.target_node))
+
+    async def changed(self, job: UserJob) -> None:
         """Slurm has said something new of a job."""
         if job.connects:
-            self._connect(job)
-        elif not job.active:
-            try:
-                await self._disconnect(job)
-            except LauncherError as error:
-                self.log.error("Something of %s is left: %s", job, error.message)
-        elif job.forwards:
-            await self._forwards.close(job.key)  # it was requeued, and may run elsewhere next
+            await self._connecting.resume(job)
+        elif job.active:
+            await self._connecting.close(job)  # it was requeued, and may run elsewhere next
+        else:
+            with contextlib.suppress(LauncherError):  # `sweep` tries it again
+                await self._connecting.disconnect(job)
 
-    def _connect(self, job: UserJob) -> UserJob:
-        gateway = self._gateways.get(job.hostname)
-        if job.connects and gateway:
-            self._forwards.open(job, gateway, self.watching.bell.ring)
-        return job
+    async def recheck(self, job: UserJob, nodes: set[str]) -> None:
+        """Jobs of the account that a forward without a job has run on these nodes."""
+        await self._connecting.recheck(job, nodes)
 
-    async def _disconnect(self, job: UserJob) -> None:
-        await self._forwards.close(job.key)
-        if job.forwards:
-            await self._exposure.remove(job)
+    async def sweep(self) -> None:
+        """Take away what could not be taken away before."""
+        try:
+            await self._connecting.sweep()
+        except LauncherError as error:
+            self.log.error("Something of user jobs that have ended is left: %s", error.message)
+
+    # -- how
 
     def _system(self, name: str) -> System:
         system = self.systems.get(name)
@@ -354,8 +409,20 @@ class UserJobs(LoggingConfigurable):
         if account_of(job.owner, job.hostname, self._system(job.hostname)) != job.account:
             raise Forbidden(f"Your account on {job.hostname} is another now.", reason="no_account")
 
-    def _lock(self, owner: Owner, service: str) -> asyncio.Lock:
-        return self._locks.setdefault((owner, service), asyncio.Lock())
+    def lock(self, job: UserJob) -> asyncio.Lock:
+        """Under which all of that name are changed."""
+        return self._locks.setdefault((job.owner, job.service), asyncio.Lock())
+
+    @contextlib.asynccontextmanager
+    async def _busy(self, job: UserJob) -> AsyncIterator[None]:
+        """Alone with it; the watch leaves it alone meanwhile."""
+        async with self.lock(job):
+            self.busy.add(job.key)
+            try:
+                yield
+            finally:
+                self.busy.discard(job.key)
+                self.watching.bell.ring()
 
     async def _owned(self, work: Coroutine[Any, Any, Result]) -> Result:
         """The result of work that nobody but us cuts short."""
@@ -366,7 +433,6 @@ class UserJobs(LoggingConfigurable):
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        self.watching.bell.ring()  # there is one more, or one less
         if not task.cancelled():
             task.exception()  # whoever waits for it hears of it
 

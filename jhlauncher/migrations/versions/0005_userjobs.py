@@ -33,6 +33,7 @@ def upgrade() -> None:
         sa.Column("created", sa.Float, nullable=False),
         sa.Column("started", sa.Float),
         sa.Column("ended", sa.Float),
+        sa.Column("exposed", sa.Boolean, nullable=False),
         sa.UniqueConstraint("credential", "username", "service"),
         sa.Index("userjobs_state", "hostname", "state"),
     )
