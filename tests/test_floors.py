@@ -62,6 +62,7 @@ manager.parts
 manager.handlers
 client.views client.settings
 client.connection
+client.userjobs
 client.client
 client.blocking
 client
