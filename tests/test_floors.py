@@ -69,7 +69,7 @@ client
 cli cli.names
 cli.parser cli.output
 cli.common
-cli.people
+cli.people cli.jobs
 cli.classes
 cli.commands
 app manager.app demo
