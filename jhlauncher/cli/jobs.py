@@ -33,6 +33,7 @@ def arguments(add: Parsers) -> None:
         "--tail", metavar="BYTES", type=int, default=_TAIL, help=f"so much of the end of its output; default: {_TAIL}"
     )
     add["jobs cancel"].add_argument("names", metavar="NAME", nargs="+", help="of a job or a forward")
+    add["jobs cancel"].add_argument("--keep", action="store_true", help="jobs can be looked at still")
     forward = add["jobs forward"]
     forward.add_argument("name", metavar="NAME", help="what it will be called")
     forward.add_argument("--node", metavar="NODE", required=True, help="one for everybody, or where your job runs")
@@ -294,14 +295,15 @@ def _shown(job: UserJob) -> dict[str, object]:
 
 async def cancel(client: LauncherClient, args: Namespace, output: Output) -> int:
     """Cancel jobs and end forwards; the status is the first one's that could not be."""
-    answers = await asyncio.gather(*(client.remove_userjob(name) for name in args.names), return_exceptions=True)
+    removals = (client.remove_userjob(name, keep=args.keep) for name in args.names)
+    answers = await asyncio.gather(*removals, return_exceptions=True)
     _, refused = told_apart(answers)
-    gone = {name: answer is None for name, answer in zip(args.names, answers, strict=True)}
+    done = {name: answer is None for name, answer in zip(args.names, answers, strict=True)}
     if output.for_programs:
-        output.json([{"service": name, "removed": removed} for name, removed in gone.items()])
+        output.json([{"service": name, "cancelled": cancelled} for name, cancelled in done.items()])
     else:
-        for name in (name for name, removed in gone.items() if removed):
-            output.line(f"{name} is gone")
+        for name in (name for name, cancelled in done.items() if cancelled):
+            output.line(f"{name} is {'cancelled' if args.keep else 'gone'}")
     for error in refused:
         output.error(error)
     return status_of(refused[0]) if refused else DONE

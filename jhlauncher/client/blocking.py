@@ -203,9 +203,9 @@ class BlockingClient:
         """See `LauncherClient.follow_userjob`."""
         return self._each(self._client.follow_userjob(name))
 
-    def remove_userjob(self, name: str) -> None:
+    def remove_userjob(self, name: str, *, keep: bool = False) -> None:
         """See `LauncherClient.remove_userjob`."""
-        self._wait(self._client.remove_userjob(name))
+        self._wait(self._client.remove_userjob(name, keep=keep))
 
     # -- from this thread to the loop's
 

@@ -105,11 +105,17 @@ class UserJobsClient(Connection):
             if last is None:
                 raise _missing(name) from None
 
-    async def remove_userjob(self, name: str) -> None:
-        """Cancel a job, end what is forwarded, and forget it."""
+    async def remove_userjob(self, name: str, *, keep: bool = False) -> None:
+        """Cancel a job, end what is forwarded, and forget it.
+
+        Args:
+            name: what it is called.
+            keep: cancel a job only, so that it can still be looked at.
+
+        """
         await self.userjob(name)  # who errs in the name is told so; that it is missing below is what was wanted
         try:
-            await self._ask("DELETE", _path(name))
+            await self._ask("DELETE", _path(name), params={"keep": "true"} if keep else {})
         except NotFound:
             return
 

@@ -73,6 +73,7 @@ async def test_from_a_script_to_its_cancellation(cluster: Service, tmp_path: Pat
     assert (lines["system"], lines["memory"], lines["time"]) == ("cluster", "10M", "0:05:00")
     assert lines["port 8888"] == listed["addresses"]["8888"]
     assert lines["output"] == f"/tmp/out-{lines['id']}"
+    assert (await jobs(cluster, "cancel", name, "--keep")).out == f"{name} is cancelled\n"
     answer = await jobs(cluster, "cancel", name, "nobody")
     assert (answer.status, answer.out) == (3, f"{name} is gone\n")
     assert "You have no user job nobody." in answer.err
@@ -160,7 +161,7 @@ async def test_forwards_and_systems(cluster: Service, site: Site):  # noqa: F811
     assert first.split() == ["cluster", site.ada, "batch", "0:10:00", "1", "2", "0", "500M"]
     assert second.split() == ["nodes", site.ada], "which has no jobs"
     answer = await jobs(cluster, "cancel", "notebook", "--json")
-    assert (answer.status, json.loads(answer.out)) == (0, [{"service": "notebook", "removed": True}])
+    assert (answer.status, json.loads(answer.out)) == (0, [{"service": "notebook", "cancelled": True}])
 
 
 async def test_what_is_refused(cluster: Service):

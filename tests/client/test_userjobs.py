@@ -144,6 +144,9 @@ async def test_the_same_key_is_the_same_job(client: LauncherClient):
     with pytest.raises(ServerConflict) as caught:
         await client.submit_job("again", "cluster", **SLEEP)
     assert caught.value.reason == "userjob_exists"
+    await client.remove_userjob("again", keep=True)
+    states = [job.state async for job in client.follow_userjob("again")]
+    assert states[-1] == "CANCELLED"
     await client.remove_userjob("again")
 
 
