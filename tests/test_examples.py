@@ -57,6 +57,12 @@ ELSEWHERE = {
     "helm": "the chart is on the internet; tests/deployments/test_values.py runs what the values have",
     "python3 -m venv /opt/jhlauncher": "no systemd runs here; tests/deployments/test_one_host.py checks the unit",
     "jhlauncher batch start --group": "needs a group; tests/cli/test_classes.py has one",
+    "jhlauncher jobs": "needs a Slurm; tests/cli/test_jobs.py",
+    "cat > serve.sh": "tests/cli/test_jobs.py runs this example",
+    "from jhlauncher.client import BlockingClient\n\nwith BlockingClient() as client:\n    client.submit_job": (
+        "tests/cli/test_jobs.py runs this example"
+    ),
+    "curl -X POST https://hub.example.org/services/launcher/api/userjobs/": "tests/userjobs/test_slurm.py",
     "jhlauncher check --hub-config": "tests/operations/test_check.py",
     "jhlauncher volumes list": "tests/operations/test_volumes.py, tests/engines/test_disks.py",
     '(umask 077; echo "$TOKEN"': "tests/operations/test_orphans.py",
@@ -189,7 +195,10 @@ def test_what_ready_answers(hub: HubOfTheHowTo):
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.elsewhere], ids=lambda block: block.page)
 def test_what_is_run_elsewhere(block: Block):
-    assert subprocess.run(["bash", "-n", "-c", block.text], capture_output=True, check=False).stderr == b""
+    if block.language == "python":
+        compile(block.text, block.page, "exec")
+    else:
+        assert subprocess.run(["bash", "-n", "-c", block.text], capture_output=True, check=False).stderr == b""
     for file in re.findall(r"(?<![\w/])(?:etc|requirements)/[\w./-]+", block.text):
         assert (REPOSITORY / file).exists(), file
     assert block.elsewhere is not None

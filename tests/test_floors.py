@@ -63,13 +63,14 @@ manager.parts
 manager.handlers
 client.views client.settings
 client.connection
+client.userjobs
 client.client
 client.blocking
 client
 cli cli.names
 cli.parser cli.output
 cli.common
-cli.people
+cli.people cli.jobs
 cli.classes
 cli.commands
 app manager.app demo

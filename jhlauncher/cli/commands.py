@@ -16,7 +16,7 @@ from ..client import InvalidRequest, Launch, LauncherClient, LauncherError
 from ..client.settings import SettingsMissing
 from ..records import ACTIVE
 from ..roster import TEMPLATE
-from . import classes, people
+from . import classes, jobs, people
 from .common import (
     BROKEN_PIPE,
     DONE,
@@ -42,8 +42,9 @@ def run(arguments: list[str]) -> int:
         arguments: the command and what follows it.
 
     """
-    parser = build(classes.arguments, people.arguments)
-    args = parser.parse_args(arguments)
+    parser = build(classes.arguments, people.arguments, jobs.arguments)
+    arguments, program = jobs.parted(arguments)
+    args = parser.parse_args(arguments, Namespace(program=program))
     if args.command == "completion":
         sys.stdout.write(shtab.complete(parser, args.shell))
         return DONE
@@ -211,4 +212,5 @@ _COMMANDS: dict[str, Command] = {
     "options": options,
     **classes.COMMANDS,
     **people.COMMANDS,
+    **jobs.COMMANDS,
 }

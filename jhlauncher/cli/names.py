@@ -13,6 +13,7 @@ COMMANDS = {
     "options": "Show what you may launch.",
     "batch": "Start a class, watch it, give it more time, stop it.",
     "users": "Give people accounts from a roster, list them, remove them.",
+    "jobs": "Submit jobs to Slurm, watch and cancel them, reach what they serve.",
     "completion": "Print a script that completes these commands in a shell.",
 }
 """What each does, in a line."""
@@ -30,6 +31,14 @@ NESTED = {
         "template": "Print a roster to fill in.",
         "list": "List people with accounts.",
         "remove": "Remove accounts, and stop their servers.",
+    },
+    "jobs": {
+        "submit": "Submit a job; its script, or a command, runs on a system with Slurm.",
+        "list": "List your jobs and forwards, the newest first.",
+        "show": "Show one, with the end of its output.",
+        "cancel": "Cancel jobs, end forwards, and forget them.",
+        "forward": "Make a port of a node reachable here, and print its address.",
+        "systems": "List where you have an account, and what a job may ask for there.",
     },
 }
 """Those that have commands of their own: ``jhlauncher batch start``."""

@@ -20,7 +20,10 @@ from ..client import Event, Launch, LauncherError
 from ..models import format_bytes
 from ..records import STATES
 
-_COLOURS = {"ready": "green", "failed": "red", "starting": "cyan", "queued": "yellow", "expired": "yellow"}
+_COLOURS = {
+    "ready": "green", "failed": "red", "starting": "cyan", "queued": "yellow", "expired": "yellow",
+    "COMPLETED": "green", "FAILED": "red", "RUNNING": "cyan", "PENDING": "yellow",
+}  # fmt: skip
 
 
 def plain(text: object) -> str:
@@ -72,15 +75,32 @@ class Output:
         """A line of text that is a result."""
         self._out.out(plain(text), highlight=False)
 
+    def result(self, fields: dict[str, Any], *lines: object) -> None:
+        """What came of a command: lines, or for programs the whole."""
+        if self._json:
+            return self.json(fields)
+        for line in lines:
+            self.line(line)
+        return None
+
+    def text(self, text: str) -> None:
+        """What some program has printed; of a line that it wrote over, the last that it wrote."""
+        for line in text.removesuffix("\n").split("\n"):
+            self.line(line.removesuffix("\r").rpartition("\r")[2])
+
+    def fields(self, fields: Mapping[str, object]) -> None:
+        """What is known of something, a line each, for people; what is empty is left out."""
+        table = Table.grid(padding=(0, 2))
+        for name, value in fields.items():
+            if value not in (None, "", [], {}):
+                table.add_row(f"[dim]{name}[/]", self._shown(name, value))
+        self._out.print(table)
+
     def launch(self, launch: Launch) -> None:
         """All there is to say of a launch."""
         if self._json:
             return self.json(self._fields(launch))
-        table = Table.grid(padding=(0, 2))
-        for name, value in self._fields(launch).items():
-            if value not in (None, "", [], {}) and name not in ("links", "error"):
-                table.add_row(f"[dim]{name}[/]", self._shown(name, value))
-        self._out.print(table)
+        self.fields({name: value for name, value in self._fields(launch).items() if name not in ("links", "error")})
         if launch.error:
             self._failure(launch.error)
         return None
@@ -332,6 +352,17 @@ class Output:
 
             yield follow
 
+    @contextmanager
+    def live(self) -> Iterator[Callable[[str], None]]:
+        """One line of how something is, told whenever that changes; lines where there is no terminal."""
+        if not self._err.is_terminal:
+            yield self.aside
+            return
+        bar = Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=self._err, transient=True)
+        with bar:
+            task = bar.add_task("", total=None)
+            yield lambda text: bar.update(task, description=escape(plain(text)))
+
     def _without_tokens(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {**batch, "items": [self._without_token(item) for item in batch["items"]]}
 
@@ -340,6 +371,11 @@ class Output:
         return {**item, "launch": launch and self._fields(Launch(**launch))}
 
     # -- what is no result
+
+    def aside(self, text: str) -> None:
+        """What happens meanwhile, for a person."""
+        if not self._json:
+            self._err.print(escape(plain(text)))
 
     def note(self, text: str) -> None:
         """Something to know, for a person."""

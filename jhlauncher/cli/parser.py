@@ -17,11 +17,11 @@ from .names import COMMANDS, NESTED
 EXIT_CODES = """\
 exit status:
   0    done
-  1    the launch failed, or was ended before it was ready; of a class: one of them
+  1    the launch failed, or was ended before it was ready; of a class: one of them; of a job: it did not complete
   2    the command line or the settings are wrong, or there is nothing to print
   3    the launcher refuses it
   4    the launcher does not answer, or could not do it
-  130  interrupted; a launch that was accepted goes on
+  130  interrupted; a launch or job that was accepted goes on
   141  who read the output has closed it
 """
 

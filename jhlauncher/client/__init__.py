@@ -34,7 +34,7 @@ from ..errors import (
 from .blocking import BlockingClient
 from .client import LauncherClient
 from .settings import SettingsMissing
-from .views import Event, Launch, Unreachable
+from .views import Event, Launch, SlurmJob, Unreachable, UserJob
 
 __all__ = [
     "BlockingClient",
@@ -51,7 +51,9 @@ __all__ = [
     "PolicyDenied",
     "ServerConflict",
     "SettingsMissing",
+    "SlurmJob",
     "Temporary",
     "Unauthenticated",
     "Unreachable",
+    "UserJob",
 ]

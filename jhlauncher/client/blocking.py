@@ -9,10 +9,12 @@ from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from .client import Items, LauncherClient
-from .views import Event, Launch
+from .client import LauncherClient
+from .connection import Items
+from .views import Event, Launch, UserJob
 
 Result = TypeVar("Result")
+UserJobs = list[UserJob]
 
 
 class BlockingClient:
@@ -166,6 +168,44 @@ class BlockingClient:
     def events(self, launch: str, after: int = 0) -> Iterator[Event]:
         """See `LauncherClient.events`."""
         return self._each(self._client.events(launch, after))
+
+    def systems(self) -> Items:
+        """See `LauncherClient.systems`."""
+        return self._wait(self._client.systems())
+
+    def submit_job(
+        self,
+        service: str,
+        hostname: str,
+        *,
+        ports: dict[int, int] | None = None,
+        idempotency_key: str | None = None,
+        **job: Any,
+    ) -> UserJob:
+        """See `LauncherClient.submit_job`."""
+        return self._wait(
+            self._client.submit_job(service, hostname, ports=ports, idempotency_key=idempotency_key, **job)
+        )
+
+    def forward(self, service: str, hostname: str, target_node: str, ports: dict[int, int]) -> UserJob:
+        """See `LauncherClient.forward`."""
+        return self._wait(self._client.forward(service, hostname, target_node, ports))
+
+    def userjobs(self) -> UserJobs:
+        """See `LauncherClient.userjobs`."""
+        return self._wait(self._client.userjobs())
+
+    def userjob(self, name: str, *, tail: int = 0) -> UserJob:
+        """See `LauncherClient.userjob`."""
+        return self._wait(self._client.userjob(name, tail=tail))
+
+    def follow_userjob(self, name: str) -> Iterator[UserJob]:
+        """See `LauncherClient.follow_userjob`."""
+        return self._each(self._client.follow_userjob(name))
+
+    def remove_userjob(self, name: str, *, keep: bool = False) -> None:
+        """See `LauncherClient.remove_userjob`."""
+        self._wait(self._client.remove_userjob(name, keep=keep))
 
     # -- from this thread to the loop's
 

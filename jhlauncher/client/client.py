@@ -11,13 +11,12 @@ from urllib.parse import quote
 from .. import errors
 from ..errors import LauncherError, LaunchFailed
 from ..records import ACTIVE, FINAL
-from .connection import ERROR_FIELDS, Connection, Patience, launch_of, object_of
+from .connection import ERROR_FIELDS, Items, Patience, launch_of, object_of
+from .userjobs import UserJobsClient
 from .views import Event, Launch, Unreachable
 
-Items = list[dict[str, Any]]
 
-
-class LauncherClient(Connection):
+class LauncherClient(UserJobsClient):
     """Asks the launcher, with a token of JupyterHub's; an asynchronous context manager.
 
     A service that can't be reached, or says that it can't answer now, is asked again for ``patience`` seconds; what is

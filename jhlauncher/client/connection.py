@@ -16,10 +16,11 @@ import aiohttp
 from pydantic import ValidationError
 
 from .. import errors, sse
-from ..errors import LauncherError, Temporary
+from ..errors import InvalidRequest, LauncherError, Temporary
 from .settings import settings
 from .views import Event, Launch, Unreachable
 
+Items = list[dict[str, Any]]
 _SILENCE = 60
 """Seconds without a sign of life after which a stream counts as broken; the service gives one every 15."""
 _LONGEST_DELAY = 10
@@ -210,6 +211,8 @@ async def _answer(response: aiohttp.ClientResponse) -> Any:
         error = errors.restored(body)
         error.retry_after = _seconds(response.headers.get("Retry-After"))
         raise error
+    if response.status == 400 and isinstance(body, list) and body and all(isinstance(text, str) for text in body):
+        raise InvalidRequest("; ".join(body))  # of user jobs, in the K8s Manager's words
     if response.status in (502, 503, 504):
         raise Unreachable(f"The launcher does not answer ({response.status}): {response.url.origin()}.")
     raise LauncherError(

@@ -68,6 +68,82 @@ class Launch(BaseModel):
     __str__ = __repr__
 
 
+class SlurmJob(BaseModel):
+    """The job of a user job: how Slurm says that it is, and what was asked for."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    id: int | None = None
+    """Slurm's number; None: Slurm has not answered yet."""
+    state: str
+    """Slurm's, or SUBMITTING, NOT_SUBMITTED or UNKNOWN."""
+    reason: str = ""
+    """Why it is in that state."""
+    node: str | None = None
+    """Where it runs."""
+    exit_code: int | None = None
+    signal: int | None = None
+    """That ended it."""
+    started: datetime | None = None
+    ended: datetime | None = None
+    name: str = ""
+    partition: str = ""
+    time: int | None = None
+    """Seconds."""
+    nodes: int = 1
+    cpus: int = 1
+    """On each node, as memory and GPUs."""
+    memory: int | None = None
+    """Bytes; None: as Slurm has it."""
+    gpus: int = 0
+    project: str | None = None
+    working_directory: str = ""
+    output: str = ""
+    """The file with what it prints."""
+
+
+class UserJob(BaseModel):
+    """A job on a system, or a forward to a node, as it was when the service answered."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    service: str
+    """What it is called."""
+    hostname: str
+    """The system."""
+    target_node: str | None = None
+    """Where the job runs, or what is forwarded to."""
+    ports: dict[int, int] = {}
+    """By the port at which it is wanted, the one at the node."""
+    addresses: dict[int, str] = {}
+    """By the port at which it is wanted, where that is: ``HOST:PORT``."""
+    forwarding: bool = False
+    """Whether what comes to these addresses goes to the node now."""
+    problem: str = ""
+    """What is in the way."""
+    created: datetime
+    job: SlurmJob | None = None
+    """None: there is a forward alone."""
+    tail: str | None = None
+    """The end of its job's output, if that was asked for."""
+
+    @property
+    def state(self) -> str:
+        """Of its job; empty for a forward alone."""
+        return self.job.state if self.job else ""
+
+    @property
+    def final(self) -> bool:
+        """Whether its job has ended; a forward alone never does."""
+        return self.job is not None and self.job.ended is not None
+
+    def __repr__(self) -> str:
+        """In a line, since notebooks show what a cell has as its value."""
+        return f"<UserJob {self.service} on {self.hostname}: {self.state or f'forward to {self.target_node}'}>"
+
+    __str__ = __repr__
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that happened to a launch."""

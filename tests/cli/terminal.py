@@ -38,13 +38,15 @@ class Answer(NamedTuple):
     err: str
 
 
-async def piped(service: Service | None, *arguments: str, stdin: bytes = b"", **more: Any) -> Answer:
+async def piped(
+    service: Service | None, *arguments: str, stdin: bytes = b"", seconds: float = 30, **more: Any
+) -> Answer:
     """Run a command whose output is read by a program."""
     process = await asyncio.create_subprocess_exec(
         *COMMAND, *arguments, env=environment(service, **more),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    out, err = await asyncio.wait_for(process.communicate(stdin), 30)
+    out, err = await asyncio.wait_for(process.communicate(stdin), seconds)
     assert process.returncode is not None
     return Answer(process.returncode, out.decode(), err.decode())
 
@@ -56,6 +58,8 @@ class Terminal:
         self.process = process
         self.received = b""
         """All that the command has written."""
+        self.seconds = 20.0
+        """For it to show something, or to end."""
         self._screen = pyte.Screen(100, 40)
         self._stream = pyte.ByteStream(self._screen)
         self._changed = asyncio.Event()
@@ -74,7 +78,7 @@ class Terminal:
         """The screen when it has this text."""
         fits = condition if callable(condition) else lambda text: condition in text
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(self.seconds):
                 while not fits(self.text):
                     self._changed.clear()
                     await self._changed.wait()
@@ -84,7 +88,7 @@ class Terminal:
 
     async def status(self) -> int:
         """The exit status, when it has ended."""
-        return await asyncio.wait_for(self.process.wait(), 20)
+        return await asyncio.wait_for(self.process.wait(), self.seconds)
 
     def interrupt(self) -> None:
         """Press Ctrl-C."""

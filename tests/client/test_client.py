@@ -258,7 +258,7 @@ async def test_the_blocking_client_meanwhile_too(restartable: Restartable, hub: 
 
 async def test_the_blocking_client_has_the_same_methods(service: Service):
     def public(kind: type) -> set[str]:
-        return {name for name in vars(kind) if not name.startswith("_")}
+        return {name for name in dir(kind) if not name.startswith("_")}
 
     assert public(LauncherClient) | {"close", "url"} == public(BlockingClient)
     for name in public(LauncherClient):
