@@ -19,7 +19,7 @@ from jupyterhub.app import JupyterHub
 from jupyterhub.authenticators.shared import SharedPasswordAuthenticator
 from jupyterhub.proxy import ConfigurableHTTPProxy
 from traitlets import HasTraits
-from traitlets.config import Config
+from traitlets.config import Config, LazyConfigValue
 
 from jhlauncher.policy import Policy
 from tests.real_hub import RealHub
@@ -227,7 +227,8 @@ def check_settings(c: Config) -> None:
     for section, settings in c.items():
         for name, value in settings.items():
             trait = classes[section].class_traits(config=True)[name]
-            trait.validate(HasTraits(), value)
+            given = value.get_value([]) if isinstance(value, LazyConfigValue) else value  # of c.X.y.extend
+            trait.validate(HasTraits(), given)
 
 
 def test_data():
