@@ -72,7 +72,8 @@ class UserJobsHandler(BaseHandler):
         """Our one shape of errors, with the fields of the K8s Manager's beside it."""
         if isinstance(error, MissingKey):
             return [error.message]
-        return {**error.as_dict(self.status_of(error)), "detail": error.message, "detailed_error": ""}
+        detail = "Not found." if isinstance(error, NotFound) else error.message
+        return {**error.as_dict(self.status_of(error)), "detail": detail, "detailed_error": ""}
 
     def on_finish(self) -> None:
         """Forget the stream, however the request ended."""
@@ -161,7 +162,7 @@ def _check_name(name: str) -> None:
 
     """
     if not NAME.fullmatch(name):
-        raise NotFound("Not found.")
+        raise NotFound("You have no such user job.", reason="userjob_not_found")
 
 
 def _plain(views: BaseModel | list[Any]) -> Any:

@@ -217,7 +217,7 @@ class UserJobs(LoggingConfigurable):
         """
         job = await self._rows.find(owner, service)
         if job is None:
-            raise NotFound("Not found.")
+            raise NotFound(f"You have no user job {service}.", reason="userjob_not_found")
         return job
 
     async def remove(self, owner: Owner, service: str, keep: bool = False) -> None:
