@@ -53,7 +53,10 @@ class Sshd:
         """A new private key, beside its public one."""
         path = self.folder / name
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
-        path.with_suffix(".pub").chmod(0o644)
+        public = path.with_suffix(".pub")
+        public.chmod(0o644)
+        if name != "host_key":
+            public.write_text(f"restrict,port-forwarding {public.read_text()}")  # as the docs say
         return path
 
     def know(self, public_key: Path) -> None:

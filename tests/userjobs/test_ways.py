@@ -182,7 +182,7 @@ async def test_a_slurmrestd_that_is_not_there(site: Site, hub: FakeHub, broken: 
 async def test_a_wrong_host_key(site: Site, hub: FakeHub, tmp_path: Path):
     """Somebody else's machine is at the address."""
     other = tmp_path / "known_hosts"
-    kind, key = (site.sshd.folder / f"{site.bob}.pub").read_text().split()[:2]
+    _, kind, key, *_ = (site.sshd.folder / f"{site.bob}.pub").read_text().split()
     other.write_text(f"[127.0.0.1]:{site.sshd.port} {kind} {key}\n")
     systems = {"cluster": site.system(ssh={**site.sshd.settings, "known_hosts": str(other)})}
     async with service_for(site, hub, Systems={"systems": systems}) as service:
