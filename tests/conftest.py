@@ -74,6 +74,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
         def _split_scope(self, nodeid: str) -> str:
             module = nodeid.partition("::")[0]
             on_slurm = "userjobs" in module or module.endswith("/test_jobs.py")
+            on_slurm &= not module.endswith(("/test_requests.py", "/test_races.py"))  # which need none
             return "slurm" if on_slurm else str(super()._split_scope(nodeid))
 
     return Scheduling(config, log) if config.getvalue("dist") == "loadscope" else None

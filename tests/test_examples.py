@@ -38,7 +38,7 @@ ELSEWHERE = {
     "python3 -m venv hub-env": "packages and their index: requirements/setup does the same, before any test",
     "(umask 077; echo": "the Hub of the how-to has such variables here",
     ". ./hub.env": "the Hub of the how-to is started here",
-    'pip install ".[userjobs]"\nssh-keyscan': "a login node; tests/userjobs/sshd.py makes such keys, and such a line",
+    'pip install ".[userjobs]"': "a login node; tests/userjobs/sshd.py makes such keys, and such lines",
     'pip install "': "requirements/setup installs the package with these extras",
     "docker pull": "needs a registry on the internet; tests/engines/test_pulling.py pulls from one of its own",
     "docker volume create": "tests/engines/test_docker.py",

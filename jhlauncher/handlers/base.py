@@ -207,6 +207,12 @@ class BaseHandler(RequestHandler):
         self.set_status(status)
         self.finish(json.dumps(body))
 
+    def nothing(self) -> None:
+        """Finish with 204."""
+        self.clear_header("Content-Type")
+        self.set_status(204)
+        self.finish()
+
     def status_of(self, error: LauncherError) -> int:
         """The HTTP status of an error."""
         return error.status

@@ -58,5 +58,4 @@ class ClusterServices:
     def _objects(self, job: UserJob) -> list[Json]:
         if not self._cluster.kubeconfig:
             return [service(job, {"name": self._cluster.deployment_name})]
-        addresses = [self._forwards.address] if self._forwards.address else self._forwards.ips
-        return [service(job, None), endpoints(job, addresses)]
+        return [service(job, None), endpoints(job, self._forwards.ips)]

@@ -8,13 +8,7 @@ from tornado.web import RequestHandler
 
 from ..errors import Forbidden, LauncherError, MethodNotAllowed, NotFound, Unauthenticated
 from ..handlers.base import BaseHandler
-from ..userjobs.handlers import (
-    OfHubUsers,
-    OneUserJobOfHubUsers,
-    SystemsOfHubUsers,
-    UserJobsHandler,
-    UserJobsOfHubUsers,
-)
+from ..userjobs.handlers import AllUserJobs, OfHubUsers, OneUserJob, SystemsOfOwner, UserJobsHandler
 from ..userjobs.systems import Owner
 from . import requests
 from .credentials import LOGS, NOT_PERMITTED, SERVICES, Client, Credentials
@@ -59,12 +53,6 @@ class ManagerHandler(BaseHandler):
 
         """
         return requests.parse_json(self.received(), self.request.headers.get("Content-Type", ""))
-
-    def nothing(self) -> None:
-        """Finish with 204."""
-        self.clear_header("Content-Type")
-        self.set_status(204)
-        self.finish()
 
     def error_body(self, error: LauncherError) -> Any:
         """An error as the clients of the K8s Manager know it."""
@@ -206,36 +194,16 @@ class OfCredentials(UserJobsHandler, ManagerHandler):
         return Owner(self.caller.credential, username or "")
 
 
-class UserJobsOfCredentials(OfCredentials):
+class UserJobsOfCredentials(OfCredentials, AllUserJobs):
     """``api/userjobs``."""
 
-    async def get(self) -> None:
-        """All of the owner's."""
-        await self.list_all()
 
-    async def post(self) -> None:
-        """Forward to a node, or submit a job."""
-        await self.create(self.idempotency_key())
-
-
-class OneUserJobOfCredentials(OfCredentials):
+class OneUserJobOfCredentials(OfCredentials, OneUserJob):
     """``api/userjobs/NAME``."""
 
-    async def get(self, name: str) -> None:
-        """One of the owner's."""
-        await self.show(name)
 
-    async def delete(self, name: str) -> None:
-        """Cancel it, and forget it."""
-        await self.remove(name)
-
-
-class SystemsOfCredentials(OfCredentials):
+class SystemsOfCredentials(OfCredentials, SystemsOfOwner):
     """``api/systems``."""
-
-    async def get(self) -> None:
-        """Those where the owner has an account."""
-        self.tell_systems()
 
 
 class OfEither(OfHubUsers):
@@ -264,15 +232,15 @@ class OfEither(OfHubUsers):
         return Owner(self.client.credential, username or "") if self.client else super().owner(username)
 
 
-class SystemsOfEither(OfEither, SystemsOfHubUsers):
+class SystemsOfEither(OfEither, SystemsOfOwner):
     """``api/systems``."""
 
 
-class UserJobsOfEither(OfEither, UserJobsOfHubUsers):
+class UserJobsOfEither(OfEither, AllUserJobs):
     """``api/userjobs``."""
 
 
-class OneUserJobOfEither(OfEither, OneUserJobOfHubUsers):
+class OneUserJobOfEither(OfEither, OneUserJob):
     """``api/userjobs/NAME``."""
 
 

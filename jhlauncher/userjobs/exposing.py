@@ -19,6 +19,7 @@ class Exposure(Protocol):
 
         Raises:
             JobConflict: there is something of that name.
+            PolicyDenied: users may not have that name.
             Temporary: it can't be made now.
 
         """

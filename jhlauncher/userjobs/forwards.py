@@ -81,6 +81,17 @@ class Forwards(LoggingConfigurable):
         self._refused: dict[str, str] = {}
         self._freed: dict[int, tuple[Owner, float]] = {}
 
+    def check(self) -> None:
+        """Refuse addresses that this machine does not have.
+
+        Raises:
+            TraitError: it can't listen at one.
+
+        """
+        for ip in self.ips:
+            if not _is_free(ip, 0):
+                raise TraitError(f"Forwards.ips: {ip} is no address of this machine")
+
     def choose(self, number: int, taken: set[int], owner: Owner) -> list[int]:
         """Ports at which nobody listens, for an owner: their own of before, and those that are nobody's.
 
@@ -95,7 +106,7 @@ class Forwards(LoggingConfigurable):
         now = time.monotonic()
         ports = random.sample(range(first, last + 1), last + 1 - first)
         others = {port for port, (of, when) in self._freed.items() if of != owner and now - when < _QUARANTINE}
-        for port in sorted(ports, key=lambda port: port not in self._freed):
+        for port in sorted(ports, key=lambda port: self._freed.get(port, (None, 0))[0] != owner):
             if len(chosen) == number:
                 break
             if port not in taken and port not in others and all(_is_free(ip, port) for ip in self.ips):
@@ -113,8 +124,8 @@ class Forwards(LoggingConfigurable):
             changed: is called when the connection comes or goes.
 
         """
-        open = self._forwards.get(job.key)
-        if open and open.job.target_node != job.target_node:
+        existing = self._forwards.get(job.key)
+        if existing and existing.job.target_node != job.target_node:
             await self.close(job.key)
         self._refused.pop(job.key, None)
         if job.key not in self._forwards:

@@ -7,6 +7,10 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+PATH = "/usr/local/bin:/usr/bin:/bin"
+"""Where commands are looked for, if nobody says otherwise."""
+AT_ONCE = 4
+"""Commands of an account at once: sshd admits 10 sessions on a connection (MaxSessions)."""
 NOT_FOUND = 127
 """Status of a command that is not there, as shells have it."""
 MOST_OUTPUT = 1024**2

@@ -16,7 +16,7 @@ from ..handlers.base import BaseHandler
 from ..handlers.callers import HubHandler
 from ..handlers.streams import EventStream
 from ..models import Caller, Model, NoQuery, UserName, parse, query_flag, query_integer
-from .errors import MissingKey
+from .errors import MissingKey, NoAccount, SystemUnavailable
 from .requests import NAME, UserJobRequest, check_keys
 from .systems import Owner
 from .userjobs import UserJobs
@@ -141,17 +141,19 @@ class UserJobsHandler(BaseHandler):
             await self.follow(self.jobs.follow(owner, name), "userjob")
             return
         job = await self.jobs.find(owner, name)
-        tail = await self.interruptible(self.jobs.tail(job, query.tail)) if query.tail else None
-        self.answer(_plain(OneUserJobView(**dict(self.jobs.view(job)), tail=tail)))
+        view = OneUserJobView(**dict(self.jobs.view(job)))
+        try:
+            view.tail = await self.interruptible(self.jobs.tail(job, query.tail)) if query.tail else None
+        except (SystemUnavailable, Forbidden, NoAccount) as error:  # how it is can be told all the same
+            view.problem = error.message
+        self.answer(_plain(view))
 
     async def remove(self, name: str) -> None:
         """Cancel one, and forget it."""
         query = self.query(RemoveQuery)
         _check_name(name)
         await self.interruptible(self.jobs.remove(self.owner(query.username), name, query.keep))
-        self.clear_header("Content-Type")
-        self.set_status(204)
-        self.finish()
+        self.nothing()
 
 
 def _check_name(name: str) -> None:
@@ -168,6 +170,38 @@ def _check_name(name: str) -> None:
 def _plain(views: BaseModel | list[Any]) -> Any:
     """One view, or many, as JSON has it."""
     return [_plain(view) for view in views] if isinstance(views, list) else views.model_dump(mode="json")
+
+
+class AllUserJobs(UserJobsHandler):
+    """All of the owner's."""
+
+    async def get(self) -> None:
+        """Tell them."""
+        await self.list_all()
+
+    async def post(self) -> None:
+        """Forward to a node, or submit a job."""
+        await self.create(self.idempotency_key())
+
+
+class OneUserJob(UserJobsHandler):
+    """One of the owner's."""
+
+    async def get(self, name: str) -> None:
+        """Tell it."""
+        await self.show(name)
+
+    async def delete(self, name: str) -> None:
+        """Cancel it, and forget it."""
+        await self.remove(name)
+
+
+class SystemsOfOwner(UserJobsHandler):
+    """The systems where the owner has an account."""
+
+    async def get(self) -> None:
+        """Tell them."""
+        self.tell_systems()
 
 
 class OfHubUsers(UserJobsHandler, HubHandler):
@@ -205,36 +239,16 @@ def check_scopes(caller: Caller, method: str) -> None:
         raise Forbidden(f"Your token may not do that: {JOBS_SCOPE} or {needs} is needed.", details={"needs": needs})
 
 
-class UserJobsOfHubUsers(OfHubUsers):
+class UserJobsOfHubUsers(OfHubUsers, AllUserJobs):
     """``api/userjobs``."""
 
-    async def get(self) -> None:
-        """All of the caller's."""
-        await self.list_all()
 
-    async def post(self) -> None:
-        """Forward to a node, or submit a job."""
-        await self.create(self.idempotency_key())
-
-
-class OneUserJobOfHubUsers(OfHubUsers):
+class OneUserJobOfHubUsers(OfHubUsers, OneUserJob):
     """``api/userjobs/NAME``."""
 
-    async def get(self, name: str) -> None:
-        """One of the caller's."""
-        await self.show(name)
 
-    async def delete(self, name: str) -> None:
-        """Cancel it, and forget it."""
-        await self.remove(name)
-
-
-class SystemsOfHubUsers(OfHubUsers):
+class SystemsOfHubUsers(OfHubUsers, SystemsOfOwner):
     """``api/systems``."""
-
-    async def get(self) -> None:
-        """Those where the caller has an account."""
-        self.tell_systems()
 
 
 ROUTES: list[tuple[str, type[RequestHandler]]] = [

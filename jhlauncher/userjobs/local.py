@@ -12,12 +12,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from .errors import AnswerLost, SystemUnavailable
-from .gateway import MOST_OUTPUT, Done, Reader, Writer
+from .gateway import AT_ONCE, MOST_OUTPUT, PATH, Done, Reader, Writer
 
-_AT_ONCE = 4
-"""Commands of an account at once."""
 _LOG = logging.getLogger("jhlauncher")
-_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
 class LocalLink:
@@ -67,7 +64,7 @@ class LocalGateway:
         try:
             async with (
                 asyncio.timeout(self._timeout),
-                self._turns.setdefault(account, asyncio.Semaphore(_AT_ONCE)),
+                self._turns.setdefault(account, asyncio.Semaphore(AT_ONCE)),
             ):
                 process = await self._begin(account, argv, environment or {})
                 stdout, stderr = await process.communicate(text.encode())
@@ -109,7 +106,7 @@ def _identity(account: str) -> dict[str, Any]:
     entry = pwd.getpwnam(account)
     if entry.pw_uid == 0:
         raise ValueError("root runs no jobs for others")
-    names = {"HOME": entry.pw_dir, "USER": account, "LOGNAME": account, "SHELL": entry.pw_shell, "PATH": _PATH}
+    names = {"HOME": entry.pw_dir, "USER": account, "LOGNAME": account, "SHELL": entry.pw_shell, "PATH": PATH}
     locale = {name: value for name, value in os.environ.items() if name in ("LANG", "LC_ALL", "SLURM_CONF")}
     place: dict[str, Any] = {"env": {**locale, **names}, "cwd": entry.pw_dir}
     if os.geteuid() != 0:

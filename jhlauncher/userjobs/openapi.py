@@ -5,14 +5,14 @@ from __future__ import annotations
 from ..handlers.openapi import KEY, Extension, Json, operation, ref
 from ..handlers.views import ErrorView
 from .handlers import ListQuery, OneQuery, RemoveQuery
-from .requests import UserJobRequest
+from .requests import NAME, UserJobRequest
 from .views import OneUserJobView, SystemView, UserJobView
 
 _NAME = {
     "name": "name",
     "in": "path",
     "required": True,
-    "schema": {"type": "string", "pattern": "^[a-z][a-z0-9-]{0,62}$"},
+    "schema": {"type": "string", "pattern": f"^{NAME.pattern}$"},
 }
 
 _FOLLOW = {

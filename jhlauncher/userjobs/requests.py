@@ -7,12 +7,13 @@ import re
 import shlex
 import unicodedata
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ..errors import InvalidRequest, PolicyDenied
-from ..models import ByteSize, Model, UserName
+from ..models import ByteSize, Model, UserName, format_bytes
 from .errors import MissingKey
 from .systems import Allowed, Host, System, TimeLimit, Word
 
@@ -20,6 +21,7 @@ _RESERVED = re.compile(r"(SLURM|SBATCH|LD|BASH|JUPYTERHUB|JHLAUNCHER)_.*|PATH|EN
 _MAX_SCRIPT = 64 * 1024
 _MAX_ENVIRONMENT = 32 * 1024
 _MIB = 1024**2
+_PRIVATE = ("script", "environment", "marker", "home")
 
 
 def _printable(value: str) -> str:
@@ -160,6 +162,7 @@ def check_keys(body: Any) -> None:
 
     Raises:
         MissingKey: a key is not there.
+        InvalidRequest: it is no object.
 
     """
     if not isinstance(body, dict):
@@ -185,6 +188,8 @@ class Submission:
     gpus: int
     project: str | None
     environment: dict[str, str]
+    home: str
+    """The account's."""
     working_directory: str
     output: str
     """An absolute path."""
@@ -193,7 +198,7 @@ class Submission:
 
     def public(self) -> dict[str, Any]:
         """What is kept and told of it; the script and the environment may have secrets."""
-        kept = {name: value for name, value in vars(self).items() if name not in ("script", "environment", "marker")}
+        kept = {name: value for name, value in vars(self).items() if name not in _PRIVATE}
         return {**kept, "time": kept.pop("minutes") * 60, "memory": self.memory and self.memory * _MIB}
 
 
@@ -220,10 +225,17 @@ def submission(request: JobRequest, service: str, system: System, account: str, 
         gpus=request.gpus,
         project=request.project or next(iter(allowed.projects), None),
         environment=request.environment,
+        home=home,
         working_directory=directory,
         output=posixpath.join(directory, request.output),
         marker=marker,
     )
+
+
+def _words(field: str, value: int) -> str:
+    if field == "memory":
+        return format_bytes(value)
+    return str(timedelta(seconds=value)) if field == "time" else str(value)
 
 
 def _refuse_beyond(request: JobRequest, allowed: Allowed) -> None:
@@ -239,7 +251,7 @@ def _refuse_beyond(request: JobRequest, allowed: Allowed) -> None:
         if value is not None and most is None:
             problems.append((field, "can't be chosen"))
         elif value is not None and value > most:
-            problems.append((field, f"must be at most {most}"))
+            problems.append((field, f"must be at most {_words(field, most)}"))
     if problems:
         text = "; ".join(f"{field} {problem}" for field, problem in problems)
         fields = [{"field": f"job.{field}", "problem": problem} for field, problem in problems]

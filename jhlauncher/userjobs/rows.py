@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..database import Database
-from ..errors import LimitReached
+from ..errors import KeyReused, LimitReached
 from ..tables import userjobs as table
 from .errors import JobConflict
 from .jobs import ENDED, MISSED, NOT_SUBMITTED, SUBMITTING
@@ -72,11 +72,28 @@ class UserJob:
         return Owner(self.credential, self.username)
 
     def repeats(self, other: UserJob) -> bool:
-        """Whether this is the request that another came from; a forward says all that it is, and needs no key."""
-        if self.idempotency_key is not None or self.job is not None or other.job is not None:
-            return self.idempotency_key is not None and other.idempotency_key == self.idempotency_key
-        asked, there = ([(each.wanted, each.remote) for each in job.forwards] for job in (self, other))
-        return (other.hostname, other.target_node, there) == (self.hostname, self.target_node, asked)
+        """Whether this is the request that another came from; a forward says all that it is, and needs no key.
+
+        Raises:
+            KeyReused: it has the key of the other, and is none.
+
+        """
+        if other.state == NOT_SUBMITTED:
+            return False
+        if self.idempotency_key is None and (self.job is not None or other.job is not None):
+            return False
+        if self.idempotency_key != other.idempotency_key:
+            return False
+        if self._asked() == other._asked():
+            return True
+        if self.idempotency_key is None:
+            return False
+        raise KeyReused(f"The Idempotency-Key was sent with another request for {self.service}.")
+
+    def _asked(self) -> tuple[Any, ...]:
+        """What was asked for, as far as that is kept."""
+        node = self.target_node if self.job is None else None
+        return self.hostname, node, [(each.wanted, each.remote) for each in self.forwards], self.job
 
     @property
     def active(self) -> bool:
@@ -153,6 +170,10 @@ class Rows:
         """Jobs of a system that Slurm did not know some time after ``since``."""
         return await self._all(table.c.hostname == hostname, table.c.state.in_(MISSED), table.c.ended > since)
 
+    async def some(self, keys: set[str]) -> list[UserJob]:
+        """Those with these keys."""
+        return await self._all(table.c.key.in_(keys)) if keys else []
+
     async def left(self) -> list[UserJob]:
         """Those that have ended, and of which something is left elsewhere."""
         return await self._all(table.c.exposed, table.c.state.in_(ENDED))
@@ -210,7 +231,7 @@ def _check_room(job: UserJob, theirs: list[UserJob], system: System) -> None:
     if job.job is not None and sum(other.job is not None for other in active) >= system.max_jobs:
         raise LimitReached(f"You have {system.max_jobs} jobs on {job.hostname}, as many as you may have at once.")
     if len(job.forwards) + sum(len(other.forwards) for other in active) > system.max_ports:
-        raise LimitReached(f"Of yours, {system.max_ports} ports of {job.hostname} may be forwarded at once, no more.")
+        raise LimitReached(f"You may have {system.max_ports} ports of {job.hostname} forwarded at once.")
 
 
 def _goes_on() -> sa.ColumnElement[bool]:

@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from .errors import AnswerLost, SystemUnavailable
+from .gateway import PATH
 from .jobs import JobStatus, is_gone, parse_jobs, refusal
 from .requests import Submission
 from .systems import Slurmrestd
 
 _STRUCTURED = 39
 """From v0.0.39 on, numbers are objects and the environment is a list."""
-_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
 class Rest:
@@ -39,7 +39,7 @@ class Rest:
 
     async def submit(self, account: str, submission: Submission) -> int:
         """Submit a job; its number."""
-        document = await self._ask(account, "POST", "job/submit", self._body(submission))
+        document = await self._ask(account, "POST", "job/submit", self._body(account, submission))
         if errors := _errors(document):
             raise refusal(errors)
         result = document.get("result")
@@ -59,10 +59,11 @@ class Rest:
         text = await self._text(self._query_account, "GET", "jobs")
         return await asyncio.to_thread(parse_jobs, text)
 
-    def _body(self, submission: Submission) -> dict[str, Any]:
+    def _body(self, account: str, submission: Submission) -> dict[str, Any]:
         number: Any = (lambda value: {"set": True, "number": value}) if self._structured else int
         # slurmrestd takes a job's environment for all of it, and refuses an empty one
-        environment: Any = {"PATH": _PATH, **submission.environment}
+        usual = {"PATH": PATH, "HOME": submission.home, "USER": account, "LOGNAME": account}
+        environment: Any = {**usual, **submission.environment}
         job = {
             "name": submission.name,
             "comment": submission.marker,

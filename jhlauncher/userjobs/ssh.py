@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 import asyncssh
 
 from .errors import AnswerLost, SystemUnavailable
-from .gateway import MOST_OUTPUT, NOT_FOUND, Done, Reader, Writer
+from .gateway import AT_ONCE, MOST_OUTPUT, NOT_FOUND, Done, Reader, Writer
 from .systems import Ssh
 
 _PROGRAM = (
@@ -32,8 +32,6 @@ _PROGRAM = (
     "sys.exit(subprocess.run(asked['argv'], **options).returncode)"
 )
 """For Python 3.6 and later."""
-_AT_ONCE = 4
-"""Commands of an account at once: sshd admits 10 sessions on a connection (MaxSessions)."""
 _MOST_NOISE = 64 * 1024
 """Characters that login scripts print at most."""
 _KEPT = 60
@@ -48,7 +46,7 @@ class SshLink:
 
     def __init__(self, connection: asyncssh.SSHClientConnection, timeout: float) -> None:
         self.connection = connection
-        self.turns = asyncio.Semaphore(_AT_ONCE)
+        self.turns = asyncio.Semaphore(AT_ONCE)
         self.users = 0
         self.closing: asyncio.TimerHandle | None = None
         self._timeout = timeout
@@ -157,6 +155,12 @@ class SshGateway:
         try:
             key = await asyncio.to_thread(asyncssh.read_private_key, where.key.replace("{account}", account))
             known = await asyncio.to_thread(asyncssh.read_known_hosts, where.known_hosts)
+        except (asyncssh.KeyImportError, OSError, ValueError) as error:
+            _LOG.error("%s can't be reached as %s: %s", self._name, account, error)
+            raise SystemUnavailable(
+                f"{self._name} can't be reached: the key for your account can't be read."
+            ) from error
+        try:
             async with asyncio.timeout(self._timeout):
                 return await asyncssh.connect(
                     where.address,
@@ -210,6 +214,4 @@ def _why(error: BaseException) -> str:
         return "its host key is not the one that is known"
     if isinstance(error, asyncssh.PermissionDenied):
         return "it does not accept the key for your account"
-    if isinstance(error, asyncssh.KeyImportError):
-        return "the key for your account can't be read"
     return "it does not answer"

@@ -58,7 +58,9 @@ TimeLimit = Annotated[int, BeforeValidator(parse_time), Field(gt=0, le=366 * 864
 _HOST = r"^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$"
 Host = Annotated[str, Field(max_length=253, pattern=_HOST)]
 """A host's name or address."""
-FilePattern = Annotated[str, Field(pattern=r"^/[^\x00]*$", max_length=4096)]
+File = Annotated[str, Field(pattern=r"^/[^\x00]*$", max_length=4096)]
+"""The path of a file."""
+FilePattern = File
 """The path of a file; ``{account}`` stands for an account's name."""
 
 
@@ -74,7 +76,7 @@ class Ssh(_Configured):
     address: Host
     """Of its login node."""
     port: int = Field(22, ge=1, le=65535)
-    known_hosts: FilePattern
+    known_hosts: File
     """With the host's keys, as ``ssh-keyscan`` writes it; no other host is spoken to."""
     key: FilePattern
     """The private key; one for each account, or one that all of them accept."""
@@ -90,7 +92,7 @@ class Slurmrestd(_Configured):
     token_file: FilePattern | None = None
     """With a JWT of the account, or one that may speak for it; read anew each time. A socket needs none."""
     api_version: Annotated[str, Field(pattern=r"^v0\.0\.\d+$")] = "v0.0.38"
-    cafile: FilePattern | None = None
+    cafile: File | None = None
     """Of who has signed the server's certificate, if the system does not know them."""
 
 
@@ -240,10 +242,14 @@ def _matches(node: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(node, pattern)
 
 
+def _account(owner: Owner, system: System) -> str | None:
+    accounts = system.credential_accounts.get(owner.credential, {}) if owner.credential else system.accounts
+    return accounts.get(owner.username)
+
+
 def has_account(owner: Owner, system: System, account: str) -> bool:
     """Whether this is somebody's account."""
-    accounts = system.credential_accounts.get(owner.credential, {}) if owner.credential else system.accounts
-    return accounts.get(owner.username) == account
+    return _account(owner, system) == account
 
 
 def account_of(owner: Owner, name: str, system: System) -> str:
@@ -253,8 +259,7 @@ def account_of(owner: Owner, name: str, system: System) -> str:
         NoAccount: nobody has said which.
 
     """
-    accounts = system.credential_accounts.get(owner.credential, {}) if owner.credential else system.accounts
-    account = accounts.get(owner.username)
+    account = _account(owner, system)
     if account is None:
         raise NoAccount(f"You have no account on {name}; its administrator says who has which.")
     return account

@@ -51,7 +51,7 @@ class UserJobs(LoggingConfigurable):
         self._configured = systems
         self._forwards = forwards
         self.watching = JobWatch(parent=self.parent, rows=rows)
-        self._connecting = Connecting(rows, forwards, exposure, self.watching.bell.ring)
+        self._connecting = Connecting(rows, forwards, exposure, self.watching.bell.ring, self.lock)
         self._slurms: dict[str, Slurm] = {}
         self.busy: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -67,6 +67,8 @@ class UserJobs(LoggingConfigurable):
     async def start(self) -> None:
         """Take up what was left: forwards are made again, at their ports, and jobs are looked after."""
         self._connecting.systems = self._configured.load()
+        if self.systems:
+            self._forwards.check()
         for name, system in self.systems.items():
             gateway = _gateway(name, system, self.timeout)
             if gateway:
@@ -107,8 +109,11 @@ class UserJobs(LoggingConfigurable):
             It, and whether it is new.
 
         Raises:
-            NoAccount, PolicyDenied, LimitReached: it may not be had.
+            InvalidRequest: there is no such system, or nothing can be forwarded from it.
+            Forbidden, NoAccount, PolicyDenied, LimitReached: it may not be had.
             JobConflict: there is one of that name.
+            KeyReused: the key is that of another request.
+            Temporary: no port is free, or the cluster does not answer.
             JobRefused: Slurm does not take it.
             SystemUnavailable: the system does not answer; nothing was done there.
             AnswerLost: it may have taken the job; whether it has, is to be seen after a while.
@@ -169,10 +174,12 @@ class UserJobs(LoggingConfigurable):
                 return job
             number = await self._slurms[job.hostname].submit(job.account, wanted)
         except BaseException as error:
-            self.watching.expect(job.hostname)
-            if isinstance(error, LauncherError) and not isinstance(error, AnswerLost):
-                await self._take_back(job)
-            raise  # else it will be seen whether Slurm has it
+            try:
+                if isinstance(error, LauncherError) and not isinstance(error, AnswerLost):
+                    await self._take_back(job)
+            finally:
+                self.watching.expect(job.hostname)  # whether Slurm has it, or something is left, will be seen
+            raise
         return await self._submitted(job, number)
 
     async def _submitted(self, job: UserJob, number: int) -> UserJob:
@@ -231,7 +238,8 @@ class UserJobs(LoggingConfigurable):
         Raises:
             NotFound: there is none of that name.
             JobConflict: it is not known yet whether Slurm has it.
-            SystemUnavailable: it could not be cancelled, and is still there.
+            Forbidden, NoAccount: its owner has the account no longer.
+            Temporary: it could not be cancelled, or its name is still in the cluster; it is there as before.
 
         """
         await self._owned(self._remove(owner, service, keep))
@@ -370,14 +378,14 @@ class UserJobs(LoggingConfigurable):
 
     def needs_job(self, job: UserJob) -> bool:
         """Whether a forward without a job may be there only while a job of its account runs on the node."""
-        return not self.systems[job.hostname].reaches(str(job.target_node))
+        return not self._connecting.is_anybodys(job)
 
     async def changed(self, job: UserJob) -> None:
         """Slurm has said something new of a job."""
         if job.connects:
             await self._connecting.resume(job)
         elif job.active:
-            await self._connecting.close(job)  # it was requeued, and may run elsewhere next
+            await self._connecting.close(job)  # it does not run now; requeued, it may run elsewhere next
         else:
             with contextlib.suppress(LauncherError):  # `sweep` tries it again
                 await self._connecting.disconnect(job)
@@ -386,12 +394,9 @@ class UserJobs(LoggingConfigurable):
         """Jobs of the account that a forward without a job has run on these nodes."""
         await self._connecting.recheck(job, nodes)
 
-    async def sweep(self) -> None:
-        """Take away what could not be taken away before."""
-        try:
-            await self._connecting.sweep()
-        except LauncherError as error:
-            self.log.error("Something of user jobs that have ended is left: %s", error.message)
+    async def sweep(self) -> bool:
+        """Try again what could not be done before."""
+        return await self._connecting.sweep()
 
     # -- how
 
@@ -415,7 +420,7 @@ class UserJobs(LoggingConfigurable):
 
     @contextlib.asynccontextmanager
     async def _busy(self, job: UserJob) -> AsyncIterator[None]:
-        """Alone with it; the watch leaves it alone meanwhile."""
+        """Alone with it; the watch leaves it alone meanwhile, and whoever follows looks again at the end."""
         async with self.lock(job):
             self.busy.add(job.key)
             try:

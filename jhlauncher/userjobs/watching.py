@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
@@ -18,6 +19,8 @@ from .rows import Rows, UserJob
 
 _LONGEST_DELAY = 120
 """Seconds between two queries of a Slurm that does not answer."""
+_LONGEST_REST = 3600
+"""Seconds after which what has ended long ago is forgotten, though nobody has a job."""
 _MISSED_FOR = 3600
 """Seconds for which a job that Slurm did not know is still looked for."""
 
@@ -40,8 +43,8 @@ class Follower(Protocol):
     async def recheck(self, job: UserJob, nodes: set[str]) -> None:
         """Jobs of the account that a forward without a job has run on these nodes."""
 
-    async def sweep(self) -> None:
-        """Some time has gone by."""
+    async def sweep(self) -> bool:
+        """Try again what could not be done elsewhere before; whether there is still something to try."""
 
 
 class JobWatch(LoggingConfigurable):
@@ -120,7 +123,9 @@ class _Watch:
         delay = self._watching.interval
         try:
             while True:
-                await self.wanted.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LONGEST_REST):
+                        await self.wanted.wait()
                 self.wanted.clear()
                 try:
                     if await self._look():
@@ -141,16 +146,17 @@ class _Watch:
             SystemUnavailable: Slurm does not answer.
 
         """
-        when, accounts, found = self._last
-        if account in accounts and time.monotonic() - when < self._watching.interval:
-            return found
-        if self.problem:
-            raise SystemUnavailable(self.problem)
-        self._asking.add(account)
-        if self._answers is None:
-            self._answers = asyncio.get_running_loop().create_future()
-        self.wanted.set()
-        return await asyncio.shield(self._answers)
+        while True:  # an answer that comes may have been asked for before, without this account
+            when, accounts, found = self._last
+            if account in accounts and time.monotonic() - when < self._watching.interval:
+                return found
+            if self.problem:
+                raise SystemUnavailable(self.problem)
+            self._asking.add(account)
+            if self._answers is None:
+                self._answers = asyncio.get_running_loop().create_future()
+            self.wanted.set()
+            await asyncio.shield(self._answers)
 
     def _answer(self, answer: list[JobStatus] | LauncherError) -> None:
         """Tell those who wait."""
@@ -166,14 +172,15 @@ class _Watch:
     async def _look(self) -> bool:
         """Look once; whether there is something to look after."""
         await self._watching.rows.forget_ended(time.time() - self._watching.ended_retention)
-        await self._follower.sweep()
+        left = await self._follower.sweep()
         active = await self._watching.rows.active(self._name)
         missed = await self._watching.rows.missed(self._name, time.time() - _MISSED_FOR)
         jobs = [job for job in active if job.job is not None] + missed
         forwards = [job for job in active if job.job is None and self._follower.needs_job(job)]
         accounts, self._asking = {job.account for job in jobs + forwards} | self._asking, set()
         if not accounts:
-            return False
+            self.problem = ""
+            return left
         asked = time.monotonic()
         found = await self._slurm.jobs(accounts)
         self._last = time.monotonic(), accounts, found
@@ -184,9 +191,13 @@ class _Watch:
             self._watching.bell.ring()
         await self._judge(jobs, found, asked)
         for job in forwards:
-            if job.key not in self._follower.busy:
-                await self._follower.recheck(job, _nodes(found, job.account))
-        return bool(jobs or forwards)
+            await self._recheck(job, _nodes(found, job.account))
+        return bool(jobs or forwards or left)
+
+    async def _recheck(self, job: UserJob, nodes: set[str]) -> None:
+        async with self._follower.lock(job):
+            if await self._watching.rows.get(job.key):  # it may have been removed meanwhile
+                await self._follower.recheck(job, nodes)
 
     async def _judge(self, jobs: list[UserJob], found: list[JobStatus], asked: float) -> None:
         """Write down how jobs are that were there when Slurm was asked."""
@@ -229,7 +240,8 @@ class _Watch:
         return changed is not None
 
     def _failed(self, error: Exception) -> None:
-        problem = f"How jobs on {self._name} are is not known now: its Slurm does not answer as it should."
+        what = "its Slurm does not answer as it should" if isinstance(error, SystemUnavailable) else "we could not look"
+        problem = f"The state of jobs on {self._name} is unknown at the moment: {what}."
         if not isinstance(error, LauncherError):
             self._watching.log.exception("The jobs on %s can't be looked at", self._name)
         elif not self.problem:

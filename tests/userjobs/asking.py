@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from typing import Any, Protocol
 
 import aiohttp
 
 SLEEP = {"script": "#!/bin/sh\nexec sleep 600\n", "memory": "10M"}
+
+
+def run(*command: str) -> str:
+    """What a command here prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 class Running(Protocol):

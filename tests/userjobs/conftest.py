@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+import pytest_asyncio
 
 from tests.conftest import Service, running_service
 from tests.fake_hub import FakeHub
@@ -98,6 +100,12 @@ def shared_site() -> Iterator[Site]:
     for account in accounts:
         sshd.remove(account)
     shutil.rmtree(folder)
+
+
+@pytest_asyncio.fixture
+async def client() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as client:
+        yield client
 
 
 QUICK: dict[str, dict[str, Any]] = {

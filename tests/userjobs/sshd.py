@@ -35,17 +35,14 @@ class Sshd:
 
     Args:
         folder: for keys and configuration; sshd reads keys as the account that they are for.
-        wrapper: a folder whose commands go before the system's own.
 
     """
 
-    def __init__(self, folder: Path, wrapper: Path | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = free_port(SERVICES)
         self.key("host_key")
         text = CONFIGURATION.format(port=self.port, folder=folder)
-        if wrapper:
-            text += f"SetEnv PATH={wrapper}:/usr/local/bin:/usr/bin:/bin\n"
         (folder / "sshd_config").write_text(text)
         self.know(folder / "host_key.pub")
 

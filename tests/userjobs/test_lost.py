@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from tests.fake_hub import FakeHub
-from tests.userjobs.asking import SLEEP, ask, submit, until
+from tests.userjobs.asking import SLEEP, ask, run, submit, until
 from tests.userjobs.conftest import QUICK, Site, identify
 from tests.userjobs.process import ServiceProcess
 
@@ -28,12 +28,6 @@ SILENT = {
 }
 """An sbatch that says nothing: after it has submitted the job, or before."""
 KEY = {"Idempotency-Key": "one-job"}
-
-
-@pytest_asyncio.fixture
-async def client() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as client:
-        yield client
 
 
 @pytest.fixture
@@ -50,12 +44,25 @@ def commands(site: Site, request: pytest.FixtureRequest) -> Path:
     return folder
 
 
-def service_of(
-    site: Site, hub: FakeHub, folder: Path, client: aiohttp.ClientSession, commands: Path, **more: Any
-) -> ServiceProcess:
-    identify(hub)
-    systems = {"cluster": site.system(bin=str(commands))}
-    return ServiceProcess(folder, hub, client, **{**QUICK, "Systems": {"systems": systems}, "UserJobs": more})
+@pytest_asyncio.fixture
+async def service_of(
+    site: Site, hub: FakeHub, tmp_path: Path, client: aiohttp.ClientSession, commands: Path
+) -> AsyncIterator[Callable[..., Awaitable[ServiceProcess]]]:
+    """Starts a service that uses these commands; it is ended."""
+    started = []
+
+    async def start(**settings: Any) -> ServiceProcess:
+        identify(hub)
+        systems = {"cluster": site.system(bin=str(commands))}
+        sections = {**QUICK, "Systems": {"systems": systems}, "UserJobs": settings}
+        service = ServiceProcess(tmp_path, hub, client, **sections)
+        await service.start()
+        started.append(service)
+        return service
+
+    yield start
+    for service in started:
+        service.stop()
 
 
 async def once_done(folder: Path) -> None:
@@ -66,11 +73,10 @@ async def once_done(folder: Path) -> None:
 
 @pytest.mark.parametrize("commands", ["after"], indirect=True)
 async def test_killed_before_slurm_has_answered(
-    site: Site, hub: FakeHub, tmp_path: Path, client: aiohttp.ClientSession, commands: Path
+    site: Site, service_of: Callable[..., Awaitable[ServiceProcess]], commands: Path
 ):
     """The job is found again by its mark, and is there once."""
-    service = service_of(site, hub, tmp_path, client, commands)
-    await service.start()
+    service = await service_of()
     before = jobs_of(site)
     posting = asyncio.create_task(submit(service, "lost", SLEEP))
     await once_done(commands)
@@ -81,16 +87,14 @@ async def test_killed_before_slurm_has_answered(
     view = await until(service, "lost", "RUNNING")
     assert jobs_of(site) - before == {view["job"]["id"]}
     assert await ask(service, "DELETE", "lost") == (204, "")
-    service.stop()
 
 
 @pytest.mark.parametrize("commands", ["after"], indirect=True)
 async def test_slurm_does_not_answer_in_time(
-    site: Site, hub: FakeHub, tmp_path: Path, client: aiohttp.ClientSession, commands: Path
+    site: Site, service_of: Callable[..., Awaitable[ServiceProcess]], commands: Path
 ):
     """It is said that it is not known; the same request again is the same job."""
-    service = service_of(site, hub, tmp_path, client, commands, timeout=2.0)
-    await service.start()
+    service = await service_of(timeout=2.0)
     before = jobs_of(site)
     body = {"service": "late", "hostname": "cluster", "job": SLEEP}
     status, answer = await ask(service, "POST", json=body, headers=KEY)
@@ -100,15 +104,11 @@ async def test_slurm_does_not_answer_in_time(
     assert (status, again["job"]["id"]) == (200, view["job"]["id"])
     assert jobs_of(site) - before == {view["job"]["id"]}
     assert (await ask(service, "POST", json=body))[0] == 409, "without the key it is another"
-    service.stop()
 
 
 @pytest.mark.parametrize("commands", ["before"], indirect=True)
-async def test_slurm_never_got_it(
-    site: Site, hub: FakeHub, tmp_path: Path, client: aiohttp.ClientSession, commands: Path
-):
-    service = service_of(site, hub, tmp_path, client, commands, timeout=2.0)
-    await service.start()
+async def test_slurm_never_got_it(site: Site, service_of: Callable[..., Awaitable[ServiceProcess]], commands: Path):
+    service = await service_of(timeout=2.0)
     status, answer = await ask(service, "POST", json={"service": "never", "hostname": "cluster", "job": SLEEP})
     assert (status, answer["reason"]) == (503, "system_unavailable")
     status, answer = await ask(service, "DELETE", "never")
@@ -116,11 +116,8 @@ async def test_slurm_never_got_it(
     view = await until(service, "never", "NOT_SUBMITTED")
     assert view["job"]["id"] is None
     assert await ask(service, "DELETE", "never") == (204, "")
-    service.stop()
 
 
 def jobs_of(site: Site) -> set[int]:
     """As Slurm has them."""
-    from tests.userjobs.test_slurm import run
-
     return {int(line) for line in run("squeue", "--noheader", "--format=%i", f"--user={site.ada}").split()}

@@ -172,5 +172,7 @@ def test_in_a_pod_the_service_selects_the_managers_own():
     }
 
 
-def test_the_example_rights_suffice(manager: Manager, site: Site):
+def test_the_example_rights_suffice(manager: Manager, name: str):
+    assert manager.request("POST", "userjobs/", forward(name))[0] == 201
+    assert manager.request("DELETE", f"userjobs/{name}/")[0] == 204
     assert "forbidden" not in Path(manager.folder / "log").read_text().lower()

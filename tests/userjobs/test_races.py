@@ -14,7 +14,7 @@ import pytest_asyncio
 from traitlets.config import Config
 
 from jhlauncher.database import Database
-from jhlauncher.errors import LauncherError, LimitReached, StoreUnavailable, Temporary
+from jhlauncher.errors import KeyReused, LauncherError, LimitReached, StoreUnavailable, Temporary
 from jhlauncher.userjobs import userjobs as module
 from jhlauncher.userjobs.errors import AnswerLost, JobConflict, JobRefused, NoAccount, SystemUnavailable
 from jhlauncher.userjobs.forwards import Forwards
@@ -299,6 +299,7 @@ async def test_a_job_that_slurm_did_not_know_for_a_while(world: World):
     await world.until_state(job, "UNKNOWN")
     await world.jobs.remove(ADA, "web")
     assert world.slurm.cancelled == [job.job_id]
+    assert not world.exposure.there
 
 
 async def test_a_number_that_is_none(world: World):
@@ -360,8 +361,7 @@ async def test_removed_while_slurm_says_that_it_runs(world: World):
 
 
 async def test_a_name_that_could_not_be_taken_away_is_later(world: World):
-    job, other = await world.submit(), await world.submit("other", ports=False)
-    world.says(other)
+    job = await world.submit()
     world.exposure.away = True
     world.says(job, state="COMPLETED")
     await world.until_state(job, "COMPLETED")
@@ -379,12 +379,10 @@ async def test_a_name_that_was_made_and_then_failed(world: World):
         await world.forward()
     assert world.exposure.there
     world.exposure.away = False
-    job = await world.submit("job", ports=False)
-    world.says(job)
     await world.until(lambda: not world.exposure.there)
 
 
-async def test_ended_before_the_name_was_made(world: World, monkeypatch: pytest.MonkeyPatch):
+async def test_ended_before_the_name_was_made(world: World):
     """The process ends between row and Service; the next one makes it, and so does the same request."""
     job = await world.forward()
     world.exposure.there.clear()
@@ -393,6 +391,49 @@ async def test_ended_before_the_name_was_made(world: World, monkeypatch: pytest.
     world.exposure.there.clear()
     assert (await world.forward()).key == job.key
     assert world.exposure.there == {"forward": job.key}
+
+
+async def test_a_name_that_could_not_be_made_at_the_start_is_later(world: World):
+    job = await world.forward()
+    world.exposure.there.clear()
+    world.exposure.away = True
+    await world.restart()
+    assert world.node_of(job) is None
+    assert "away" in world.jobs.view(job).problem
+    world.exposure.away = False
+    await world.until(lambda: world.node_of(job))
+    assert world.exposure.there == {"forward": job.key}
+
+
+async def test_removed_while_slurm_is_asked(world: World):
+    """Its forward does not come back with an answer from before."""
+    job = await world.submit("job", ports=False)
+    world.says(job)
+    await world.until_state(job, "RUNNING")
+    forward = await world.forward(node="n1")
+    usual, asked, go = world.slurm.jobs, asyncio.Event(), asyncio.Event()
+
+    async def slow(accounts: set[str]) -> list[JobStatus]:
+        asked.set()
+        await go.wait()
+        return await usual(accounts)
+
+    world.slurm.jobs = slow  # type: ignore[method-assign]
+    await asked.wait()
+    await world.jobs.remove(ADA, "forward")
+    go.set()
+    await world.looks()
+    assert world.node_of(forward) is None
+
+
+async def test_a_key_that_is_sent_with_another_request(world: World):
+    async def post(name: str = "web", port: int = 80) -> UserJob:
+        body = {"service": name, "hostname": "cluster", "job": {"command": ["true"]}, "ports": {80: port}}
+        return (await world.jobs.create(ADA, UserJobRequest.model_validate(body), "key"))[0]
+
+    assert (await post()).key == (await post()).key
+    with pytest.raises(KeyReused):
+        await post(port=81)
 
 
 # -- one does not hold up others
@@ -470,8 +511,40 @@ async def test_who_waits_for_slurm_is_told_when_the_service_stops(world: World):
 
 
 async def test_who_asks_for_a_node_while_slurm_is_away_is_told_at_once(world: World):
-    await world.submit(ports=False)
+    job = await world.submit(ports=False)
+    world.says(job)
     world.slurm.problem = SystemUnavailable("away")
     await world.until(lambda: world.jobs.watching.problem("cluster"))
-    with pytest.raises(SystemUnavailable, match="not known now"):
+    with pytest.raises(SystemUnavailable, match="unknown at the moment"):
         await world.forward(node="n1")
+
+
+async def test_who_asks_for_a_node_when_slurm_is_back_may_have_it(world: World):
+    """Though nobody has a job, and so nobody looks."""
+    world.slurm.problem = SystemUnavailable("away")
+    with pytest.raises(SystemUnavailable):
+        await world.forward(node="n1")
+    world.slurm.problem = None
+    await world.until(lambda: not world.jobs.watching.problem("cluster"))
+    world.slurm.said = [JobStatus(1, "RUNNING", "", "nobody", "", "n1", "n1")]
+    assert (await world.forward(node="n1")).target_node == "n1"
+
+
+async def test_who_asks_while_slurm_is_asked_for_others_waits_for_the_next_answer(world: World):
+    job = await world.submit(ports=False)
+    accounts_asked: list[set[str]] = []
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(accounts: set[str]) -> list[JobStatus]:
+        accounts_asked.append(accounts)
+        asked.set()
+        await go.wait()
+        return [JobStatus(number, "RUNNING", "", account, "", "n1", "n1") for number, account in enumerate(accounts)]
+
+    world.slurm.jobs = slow  # type: ignore[method-assign]
+    await asked.wait()
+    forwarding = asyncio.create_task(world.forward(owner=BOB, node="n1"))
+    await world.until(lambda: "daemon" in world.jobs.watching._watches["cluster"]._asking)
+    go.set()
+    assert (await forwarding).target_node == "n1"
+    assert accounts_asked[0] == {job.account}
