@@ -47,7 +47,7 @@ userjobs.jobs userjobs.local userjobs.ssh
 userjobs.rows userjobs.commands userjobs.slurmrestd
 userjobs.forwards userjobs.watching
 userjobs.exposing userjobs.views
-userjobs.connecting
+userjobs.connecting userjobs.reaching
 userjobs.userjobs
 userjobs.handlers userjobs.parts
 userjobs.openapi
@@ -80,7 +80,7 @@ upgrade __main__
 OPERATIONS = """
 operations operations.findings operations.probing
 operations.found
-operations.on_docker operations.on_kubernetes operations.on_local
+operations.on_docker operations.on_kubernetes operations.on_local operations.on_systems
 operations.hub_config operations.service_side
 operations.hub_side operations.orphans
 operations.commands

@@ -20,6 +20,7 @@ from ..install import INFO
 from ..models import Caller
 from ..signing import MIN_KEY_LENGTH, derive_key, key_fingerprint
 from .findings import Finding, good, problem, skipped, warning
+from .on_systems import of_systems
 from .probing import Address, Answer, NoAnswer, NotTrusted, ask
 
 _OLDEST_HUB = (5, 4)
@@ -59,6 +60,8 @@ class ServiceSide:
         yield self._key_length()
         yield await of_the_proxy(self._where, self._app.prefix)
         yield await self._of_the_database()
+        async for finding in of_systems(self._app):
+            yield finding
 
     # -- the Hub
 

@@ -17,17 +17,14 @@ from traitlets import Float, Integer
 from traitlets.config import LoggingConfigurable
 
 from ..errors import Forbidden, InvalidRequest, LauncherError, LimitReached, NotFound
-from .commands import Commands
 from .connecting import Connecting
 from .errors import AnswerLost, JobConflict, NoAccount
 from .exposing import Exposure
 from .forwards import Forwards
-from .gateway import Gateway
 from .jobs import NOT_SUBMITTED, SUBMITTING, UNKNOWN, Slurm
-from .local import LocalGateway
+from .reaching import gateway_to, slurm_of
 from .requests import Submission, UserJobRequest, submission
 from .rows import Forwarded, Rows, UserJob
-from .slurmrestd import Rest
 from .systems import Owner, System, Systems, account_of
 from .views import AllowedView, SystemView, UserJobView, job_view
 from .watching import JobWatch
@@ -70,10 +67,10 @@ class UserJobs(LoggingConfigurable):
         if self.systems:
             self._forwards.check()
         for name, system in self.systems.items():
-            gateway = _gateway(name, system, self.timeout)
+            gateway = gateway_to(name, system, self.timeout)
             if gateway:
                 self._connecting.gateways[name] = gateway
-            slurm = _slurm(system, gateway, self.timeout)
+            slurm = slurm_of(system, gateway, self.timeout)
             if slurm:
                 self._slurms[name] = slurm
         for job in await self._rows.active():
@@ -440,21 +437,3 @@ class UserJobs(LoggingConfigurable):
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # whoever waits for it hears of it
-
-
-def _gateway(name: str, system: System, timeout: float) -> Gateway | None:
-    if system.local:
-        return LocalGateway(timeout)
-    if system.ssh is None:
-        return None
-    from .ssh import SshGateway  # asyncssh is installed for those that need it
-
-    return SshGateway(name, system.ssh, timeout)
-
-
-def _slurm(system: System, gateway: Gateway | None, timeout: float) -> Slurm | None:
-    if not system.query_account:
-        return None
-    if system.slurmrestd:
-        return Rest(system.slurmrestd, system.query_account, timeout)
-    return Commands(gateway, system.bin, system.query_account) if gateway else None

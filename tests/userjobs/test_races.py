@@ -159,7 +159,7 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     database.validate_settings()
     await database.start()
     world = World(database)
-    monkeypatch.setattr(module, "_slurm", lambda *_: world.slurm)
+    monkeypatch.setattr(module, "slurm_of", lambda *_: world.slurm)
     await world.start()
     yield world
     await world.jobs.stop()
