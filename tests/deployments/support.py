@@ -92,7 +92,8 @@ class Visitor:
             headers=self._headers,
             connector=aiohttp.TCPConnector(ssl=self._ssl),
             cookie_jar=aiohttp.CookieJar(unsafe=True),
-            timeout=aiohttp.ClientTimeout(120),
+            # a first packet to a Service that Kubernetes does not know yet is lost, and those that repeat it as well
+            timeout=aiohttp.ClientTimeout(120, sock_connect=5),
         )
         return self
 
