@@ -48,8 +48,12 @@ SEED = {
     "startup": {"create_user": {"jupyterhub": ["access_to_webservice", "access_to_logging"]}},
     "custom_headers_keys": {"HTTP_X": "x"},
     "error_messages": {"services.utils.common.start_service_2": "No."},
+    "userjobs": {
+        "systems": {"here": {"local": True}}, "ips": ["127.0.0.2"], "address": "here", "ports": "19000-19001",
+        "interval": 5.0, "ended_retention": 60.0, "timeout": 5.0, "reserved_names": ["theirs-*"],
+    },
 }  # fmt: skip
-"""Every key of the K8s Manager's."""
+"""Every key of the K8s Manager's, and those of user jobs."""
 
 
 KNOWN = {

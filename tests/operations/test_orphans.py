@@ -40,7 +40,7 @@ def orphans(hub: RealHub, *arguments: str, token: str = "") -> tuple[int, Any]:
     command = [sys.executable, "-m", "jhlauncher", "orphans", "--json", *arguments]
     where = ["--hub-config=jupyterhub_config.py", f"--token-file={token or 'token'}"]
     done = subprocess.run(
-        [*command, *where], cwd=hub.folder, capture_output=True, text=True, timeout=60,
+        [*command, *where], cwd=hub.folder, capture_output=True, text=True, timeout=180,
         env={"PATH": os.environ["PATH"], "HOME": str(hub.folder)},
     )  # fmt: skip
     return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
