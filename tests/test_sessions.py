@@ -273,3 +273,11 @@ async def test_nothing_in_the_page_can_be_made_to_run(service: Service, browser:
     assert "script-src 'self'" in policy
     assert "unsafe" not in policy
     assert "frame-ancestors 'none'" in policy
+
+
+async def test_who_forgets_the_slash_is_led_to_the_page_on_another_connection(service: Service):
+    """Tornado closes this one, and a proxy that is not told sends its next request into the void."""
+    async with service.client.get(service.url.rstrip("/"), allow_redirects=False) as response:
+        assert response.status == 302
+        assert response.headers["Location"] == "/services/launcher/"
+        assert response.headers["Connection"] == "close"

@@ -213,6 +213,12 @@ class BaseHandler(RequestHandler):
         self.set_status(204)
         self.finish()
 
+    def redirect(self, url: str, permanent: bool = False, status: int | None = None) -> None:
+        """Send the client elsewhere; before the body is read, on another connection, as in `write_error`."""
+        if not self._reads_body:
+            self.set_header("Connection", "close")
+        super().redirect(url, permanent, status)
+
     def status_of(self, error: LauncherError) -> int:
         """The HTTP status of an error."""
         return error.status
