@@ -104,9 +104,7 @@ class OneBatchHandler(BatchHandler):
         """End all its launches: 204 when that is done, 202 while it is being done."""
         self.query(NoQuery)
         if await self.classes.end(self.caller, batch):
-            self.clear_header("Content-Type")
-            self.set_status(204)
-            await self.finish()
+            self.nothing()
         else:
             await self.answer_batch(batch, status=202)
 
@@ -120,7 +118,7 @@ class BatchEventsHandler(EventsHandler):
         after = self.last_event_id(self.query(EventsQuery))
         await classes.get(self.caller, batch)
         if after and await classes.is_told(batch, after):
-            return await self.answer_nothing()
+            return self.nothing()  # which tells a browser not to come back
 
         async def send(stream: EventStream) -> None:
             async with aclosing(classes.follow(batch, after)) as events:

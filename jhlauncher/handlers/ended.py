@@ -31,6 +31,4 @@ class EndedHandler(HubHandler):
             await self.services.parts.reconciler.hear(launch, failure)
         else:
             await self.services.parts.reconciler.warn(launch, str(content["warning"]))
-        self.clear_header("Content-Type")
-        self.set_status(204)
-        await self.finish()
+        self.nothing()

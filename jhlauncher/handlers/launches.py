@@ -186,9 +186,7 @@ class OneLaunchHandler(LaunchHandler):
         if query.wait and not record.final:
             record = await self.interruptible(self.services.parts.launcher.ended(record, query.wait))
         if record.final:
-            self.set_status(204)
-            self.clear_header("Content-Type")
-            await self.finish()
+            self.nothing()
         else:
             self.answer((await self.view(record)).model_dump(mode="json"), status=202)
 
@@ -211,12 +209,6 @@ class EventsHandler(LaunchHandler):
         with suppress(ShuttingDown, Unauthenticated, Forbidden):  # who comes back goes on where it was, or is told why
             await self.interruptible(send(self._stream))
         self._stream.end()
-
-    async def answer_nothing(self) -> None:
-        """Say that nothing follows, which tells a browser not to come back."""
-        self.clear_header("Content-Type")
-        self.set_status(204)
-        await self.finish()
 
     def last_event_id(self, query: EventsQuery) -> int:
         """Up to where the client has seen it.
@@ -252,7 +244,7 @@ class LaunchEventsHandler(EventsHandler):
         there_are, state = await self._state_of(launch)
         after = min(self.last_event_id(query), there_are)
         if state in FINAL and after == there_are:
-            return await self.answer_nothing()
+            return self.nothing()  # which tells a browser not to come back
 
         async def send(stream: EventStream) -> None:
             async with aclosing(self.services.parts.launcher.follow(launch, after, waits=state == "queued")) as events:

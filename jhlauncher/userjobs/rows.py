@@ -159,7 +159,7 @@ class Rows:
 
     async def of(self, owner: Owner) -> list[UserJob]:
         """All of somebody's, the newest first."""
-        return (await self._database.read(lambda connection: list(_find(connection, _of(owner)))))[::-1]
+        return (await self._all(*_of(owner)))[::-1]
 
     async def active(self, hostname: str | None = None) -> list[UserJob]:
         """Those that go on, the oldest first."""

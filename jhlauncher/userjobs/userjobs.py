@@ -133,7 +133,7 @@ class UserJobs(LoggingConfigurable):
         wanted = submission(request.job, request.service, system, account, asked.marker) if request.job else None
         job = replace(asked, job=wanted.public() if wanted else None)
         if wanted is None:
-            await self._check_node(job, system)
+            await self._check_node(job)
         async with self._busy(job):
             kept = await self._keep(job, system)
             if kept.key != job.key:
@@ -195,17 +195,17 @@ class UserJobs(LoggingConfigurable):
             await self._connecting.disconnect(gone or job)
             await self._rows.forget(job.key)
 
-    async def _check_node(self, job: UserJob, system: System) -> None:
+    async def _check_node(self, job: UserJob) -> None:
         """Refuse a node that is not for everybody, and where none of the account's jobs runs.
 
         Raises:
             Forbidden: it is such a node.
 
         """
-        node = str(job.target_node)
-        if not system.reaches(node) and node not in await self.watching.nodes(job.hostname, job.account):
+        if self.needs_job(job) and job.target_node not in await self.watching.nodes(job.hostname, job.account):
             raise Forbidden(
-                f"{node} can't be forwarded to: no job of yours runs there on {job.hostname}.", reason="not_your_node"
+                f"{job.target_node} can't be forwarded to: no job of yours runs there on {job.hostname}.",
+                reason="not_your_node",
             )
 
     async def all_of(self, owner: Owner) -> list[UserJob]:
