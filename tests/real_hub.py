@@ -167,7 +167,7 @@ class RealHub:
                 time.sleep(0.1)  # it does not listen yet, and can't say when it will
         ours = ("launcher/ready", "Setting new xsrf cookie")  # of the requests above
         lines = [line for line in log.read_text().splitlines() if not any(mark in line for mark in ours)]
-        raise AssertionError("the Hub did not come up:\n" + "\n".join(lines)[-5000:])
+        raise AssertionError("the Hub did not come up:\n" + "\n".join(lines)[-10000:])
 
     async def api(self, method: str, path: str, token: str | None = None, **kwargs: Any) -> tuple[int, Any]:
         """A request to the Hub itself, as its administrator unless said otherwise."""

@@ -165,7 +165,7 @@ async def process(hub: FakeHub, *arguments: str, **environment: str) -> AsyncIte
         *(sys.executable, "-m", "jhlauncher", *arguments), env=env, stderr=asyncio.subprocess.PIPE
     )
     assert child.stderr
-    line = await asyncio.wait_for(child.stderr.readline(), 20)
+    line = await asyncio.wait_for(child.stderr.readline(), 60)
     assert b"Listening" in line
     try:
         yield child, f"{scheme}://127.0.0.1:{port}/services/launcher/"

@@ -84,10 +84,25 @@ async def test_hub_killed_in_the_middle(hub: RealHub, database_url: str):
         work = asyncio.create_task(see_through(client, users, ended))
         await some_are(client, "starting")
         hub.end(signal.SIGKILL)
-        await asyncio.to_thread(hub.begin)
+        await asyncio.to_thread(begin_until_it_stays, hub)
         counts = await check_accounts(hub, await work)
     assert counts["ready"] == 40, counts
     assert counts["cancelled"] + counts["stopped"] == 10
+
+
+def begin_until_it_stays(hub: RealHub) -> None:
+    """Start the Hub as its supervisor does, which is another kill of it to the launcher.
+
+    JupyterHub ends itself where a server's stop begins between two steps of its look at the proxy's routes, which is
+    the last thing of its start (``check_routes`` in jupyterhub/proxy.py); that was seen once.
+    """
+    for _ in range(3):
+        try:
+            return hub.begin()
+        except AssertionError as error:
+            if "shouldn't be added to the proxy yet" not in str(error):
+                raise
+    raise AssertionError("the Hub has ended itself three times")
 
 
 async def test_database_restarted_in_the_middle(hub: RealHub, postgres: Postgres):

@@ -21,6 +21,8 @@ from tests.conftest import Service
 from tests.fake_hub import PLATFORM_TOKEN
 
 COMMAND = [sys.executable, "-W", "error", "-m", "jhlauncher"]
+HANGS = 120.0
+"""Seconds: on a machine whose disks are busy, the imports alone were seen to take half a minute."""
 
 
 def environment(service: Service | None = None, token: str = PLATFORM_TOKEN, **more: str) -> dict[str, str]:
@@ -39,14 +41,19 @@ class Answer(NamedTuple):
 
 
 async def piped(
-    service: Service | None, *arguments: str, stdin: bytes = b"", seconds: float = 30, **more: Any
+    service: Service | None, *arguments: str, stdin: bytes = b"", seconds: float = HANGS, **more: Any
 ) -> Answer:
     """Run a command whose output is read by a program."""
     process = await asyncio.create_subprocess_exec(
         *COMMAND, *arguments, env=environment(service, **more),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    out, err = await asyncio.wait_for(process.communicate(stdin), seconds)
+    try:
+        out, err = await asyncio.wait_for(process.communicate(stdin), seconds)
+    except TimeoutError:
+        process.kill()
+        await process.communicate()
+        raise
     assert process.returncode is not None
     return Answer(process.returncode, out.decode(), err.decode())
 
@@ -58,7 +65,7 @@ class Terminal:
         self.process = process
         self.received = b""
         """All that the command has written."""
-        self.seconds = 20.0
+        self.seconds = HANGS
         """For it to show something, or to end."""
         self._screen = pyte.Screen(100, 40)
         self._stream = pyte.ByteStream(self._screen)

@@ -438,7 +438,7 @@ print(next(events).name)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-W", "error", "-c", script, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    out, err = await asyncio.wait_for(process.communicate(), 20)
+    out, err = await asyncio.wait_for(process.communicate(), 60)
     assert (process.returncode, out, err) == (0, b"queued\n", b"")
 
 
