@@ -92,8 +92,7 @@ class Visitor:
             headers=self._headers,
             connector=aiohttp.TCPConnector(ssl=self._ssl),
             cookie_jar=aiohttp.CookieJar(unsafe=True),
-            # a first packet to a Service that Kubernetes does not know yet is lost, and those that repeat it as well
-            timeout=aiohttp.ClientTimeout(120, sock_connect=5),
+            timeout=aiohttp.ClientTimeout(120),
         )
         return self
 

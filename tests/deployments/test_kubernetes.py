@@ -68,6 +68,23 @@ class Cluster:
         found = json.loads(self.kubectl("get", "pods", "--selector", labels, "--output", "json"))["items"]
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
+    def proxy_url(self) -> str:
+        """Where the proxy's Service leads to.
+
+        An address of a Service which the node does not know of yet is somebody's outside of it, or nobody's; if one
+        answers, the connection to them is kept.
+        """
+
+        def found() -> str:
+            addresses = [pod["status"].get("podIP") for pod in self.pods("app.kubernetes.io/component=hub")]
+            endpoints = json.loads(self.kubectl("get", "endpoints", "proxy-public", "--output", "json"))
+            for subset in endpoints.get("subsets") or ():
+                if [each["ip"] for each in subset.get("addresses") or ()] == addresses:
+                    return f"http://{addresses[0]}:{subset['ports'][0]['port']}/"
+            return ""
+
+        return str(wait_until(found, "the proxy's Service leads to its pod"))
+
     def launchers(self) -> list[str]:
         """Replicas that are ready."""
         return [pod["metadata"]["name"] for pod in self.pods("app.kubernetes.io/name=jhlauncher") if _is_ready(pod)]
@@ -186,7 +203,7 @@ def _pods(more: dict[str, Any]) -> Any:
 
 @pytest_asyncio.fixture
 async def platform(cluster: Cluster) -> AsyncIterator[Visitor]:
-    async with Visitor(f"http://{cluster.addresses['proxy-public']}", cluster.platform_token) as platform:
+    async with Visitor(await asyncio.to_thread(cluster.proxy_url), cluster.platform_token) as platform:
         await platform.ready()
         yield platform
 
@@ -253,6 +270,7 @@ async def test_a_pod_that_the_hub_has_forgotten(cluster: Cluster, platform: Visi
     await platform.launch(username="eve", image="jhlauncher-test:light")
     cluster.kubectl("delete", "pod", "--selector", "app.kubernetes.io/component=hub")
     cluster.kubectl("rollout", "status", "deployment/hub", "--timeout=120s")
+    platform.url = cluster.proxy_url()
     await platform.ready()
     token = ("sh", "-c", "JUPYTERHUB_API_TOKEN=$LAUNCHER_TOKEN jhlauncher orphans --hub-config $0 $1")
     config = "/etc/jupyterhub/jupyterhub_config.py"
