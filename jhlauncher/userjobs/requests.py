@@ -93,7 +93,7 @@ Variable = Annotated[str, Field(max_length=255, pattern=r"^[A-Za-z_][A-Za-z0-9_]
 
 
 class JobRequest(Model):
-    """A job; what is not said is as the administrator allows at most, or as Slurm has it."""
+    """A job; partition, project and time that are not said are the first and the most that are allowed."""
 
     script: Annotated[str, AfterValidator(_script)] | None = None
     """What runs on the first node, beginning with ``#!``; or else ``command``."""

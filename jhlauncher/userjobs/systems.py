@@ -97,7 +97,7 @@ class Slurmrestd(_Configured):
 
 
 class Allowed(_Configured):
-    """The most that a job may ask for, and what it gets if it does not ask."""
+    """The most that a job may ask for; of partitions, projects and time also what it gets if it does not ask."""
 
     partitions: list[Word] = []
     """Those that may be used; the first is the default. None: there are no jobs here, only forwards."""
