@@ -30,6 +30,7 @@ from . import hub_side
 from .findings import Finding, Status, problem, skipped
 from .found import EngineUnavailable
 from .hub_config import HubConfigBroken, HubSide
+from .on_systems import of_systems
 from .orphans import Abandoned, Orphan, Orphanage
 from .probing import Address, NoAnswer, ask
 from .service_side import ServiceSide
@@ -139,6 +140,9 @@ class CheckApp(OperationsApp):
                 yield finding
         elif hub and hub.launcher and not hub.launcher.get("command"):
             yield skipped("service", "It is external: run this where it runs, too, without --hub-config.")
+        elif hub and hub.launcher:  # it gets its token from the Hub, and its configuration is here
+            async for finding in of_systems(self):
+                yield finding
 
     def _tell(self, finding: Finding) -> None:
         if not self.out.is_terminal:

@@ -126,7 +126,7 @@ def worst(findings: list[dict[str, str]]) -> dict[str, dict[str, str]]:
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     run = [sys.executable, "-m", "jhlauncher", "check", *arguments]
-    return subprocess.run(run, capture_output=True, text=True, timeout=60)
+    return subprocess.run(run, capture_output=True, text=True, timeout=120)
 
 
 @dataclass
@@ -292,6 +292,18 @@ def test_a_good_set_up(service: ExternalHub, tmp_path: Path):
     assert {"hub", "token", "scopes", "signing key", "clock", "proxy", "database", "spawner", "role", "engine"} <= set(
         found
     )
+
+
+def test_systems_of_a_launcher_that_the_hub_starts():
+    """It has no token here; its own configuration is in the Hub's folder."""
+    ours = 'install_launcher(c, engine="local", images=["x"], signing_key="k" * 32)'
+    Path("jupyterhub_config.py").write_text(f"from jhlauncher import install_launcher\nc = get_config()\n{ours}\n")
+    assert "systems" not in check_apart("--hub-config=jupyterhub_config.py")
+    Path("jhlauncher_config.py").write_text('c = get_config()\nc.Systems.systems = {"cluster": {}}\n')
+    found = check_apart("--hub-config=jupyterhub_config.py")
+    assert "token" not in found
+    assert found["systems"]["status"] == "problem"
+    assert "cluster: needs ssh, local or slurmrestd" in found["systems"]["message"]
 
 
 def test_enough_is_tried():
