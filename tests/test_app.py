@@ -89,7 +89,7 @@ def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {"PATH": os.environ["PATH"], **environment}
     return subprocess.run(
-        [sys.executable, "-m", "jhlauncher", *arguments], env=env, capture_output=True, text=True, timeout=30
+        [sys.executable, "-m", "jhlauncher", *arguments], env=env, capture_output=True, text=True, timeout=120
     )
 
 

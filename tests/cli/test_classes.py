@@ -36,7 +36,7 @@ async def service(hub: FakeHub) -> AsyncIterator[Service]:
 async def test_a_class_in_a_terminal_has_one_bar(service: Service, hub: FakeHub):
     hub.auto_finish = False
     async with terminal(service, "batch", "start", "--group", "course-1", "--user", "eve", *IMAGE) as screen:
-        await until(lambda: len(hub.servers) == 3, timeout=20)
+        await until(lambda: len(hub.servers) == 3, timeout=120)
         hub.servers["ada", ""].finish()
         await screen.shows("1/3")
         await screen.shows("2 starting, 1 ready")
