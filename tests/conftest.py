@@ -173,7 +173,7 @@ async def service(hub: FakeHub) -> AsyncIterator[Service]:
         yield service
 
 
-async def until(condition: Any, timeout: float = 60) -> None:
+async def until(condition: Any, timeout: float = 5) -> None:
     """Wait for something that tells nobody."""
     async with asyncio.timeout(timeout):
         while not condition():

@@ -63,7 +63,7 @@ async def shown(service: Service, batch: Any, token: str = PLATFORM_TOKEN) -> An
 async def in_states(service: Service, batch: Any, **counts: int) -> Any:
     """The batch, when its launches are in these states."""
     headers = {"Authorization": f"token {PLATFORM_TOKEN}"}
-    async with asyncio.timeout(60), service.client.get(
+    async with asyncio.timeout(20), service.client.get(
         f"{service.url}batches/{batch['id']}/events", headers=headers
     ) as response, aclosing(sse.decode(response.content.iter_any())) as told:  # fmt: skip
         while True:
@@ -273,7 +273,7 @@ async def test_the_warning_is_told_anew(hub: FakeHub, database_url: str):
         launch = await ready(service, lifetime=3)
         headers = {"Authorization": f"token {PLATFORM_TOKEN}"}
         names = []
-        async with asyncio.timeout(60), service.client.get(
+        async with asyncio.timeout(20), service.client.get(
             f"{service.url}launches/{launch['id']}/events", headers=headers
         ) as response:  # fmt: skip
             async for event in sse.decode(response.content.iter_any()):
@@ -333,7 +333,7 @@ async def test_what_each_is_doing(service: Service):
     hub.servers["bob", ""].fail("Spawn failed: no such image")
     hub.servers["eve", ""].emit(35, "Pulling the image: 50%", phase="pulling")
     found = await in_states(service, batch, ready=1, failed=1, starting=1)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(10):
         while (found["items"][2]["progress"] or {}).get("progress") != 35:
             found = await shown(service, batch)
     ada, bob, eve = found["items"]

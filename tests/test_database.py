@@ -155,7 +155,7 @@ async def test_end_that_comes_together_with_news(hub: FakeHub, tmp_path: Path, s
         worker._wake.set()
         for _ in range(steps):
             await asyncio.sleep(0)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(10):
             await worker.stop()
 
 
@@ -173,7 +173,7 @@ async def test_end_that_comes_together_with_a_notification(postgres: Postgres, s
     time.sleep(0.2)  # noqa: ASYNC251 - the loop stands still until the notification is there
     for _ in range(steps):
         await asyncio.sleep(0)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(10):
         await database.stop()
 
 

@@ -277,7 +277,7 @@ async def test_a_pull_that_was_given_up_is_not_joined():
     await asyncio.sleep(0)
     for _ in range(3):  # one ends the pull that nobody waits for any more
         engine.go_on.release()
-    await asyncio.wait_for(third, 60)
+    await asyncio.wait_for(third, 10)
     assert engine.pulls == 2
 
 

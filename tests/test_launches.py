@@ -69,7 +69,7 @@ async def events(service: Service, launch: Any, last: int | None = None) -> Asyn
 async def names_until(service: Service, launch: Any, last: str, after: int | None = None) -> list[str]:
     """The names of the events that are kept: passing ones leave the id as it is."""
     names, latest = [], ""
-    async with asyncio.timeout(60), aclosing(events(service, launch, after)) as stream:
+    async with asyncio.timeout(20), aclosing(events(service, launch, after)) as stream:
         async for event in stream:
             if event.id != latest:
                 names.append(event.name)
@@ -395,11 +395,11 @@ async def test_blocking_caller_who_leaves_the_queue_is_not_started(hub: FakeHub)
         await hub.starting.wait()
         waiting = asyncio.create_task(service.launch(username="impatient"))
         await until(lambda: "POST /users" in hub.requests and "impatient" in hub.users)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(5):
             while not (await service.request("GET", "launches?state=queued"))[1]["items"]:
                 await asyncio.sleep(0.01)
         waiting.cancel()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(5):
             while (await service.request("GET", "launches?state=queued"))[1]["items"]:
                 await asyncio.sleep(0.01)
         hub.servers["first", ""].finish()
@@ -714,7 +714,7 @@ async def test_batch(service: Service):
     assert len((await service.request("GET", f"launches?batch={batch['id']}"))[1]["items"]) == 3
     service.hub.identify("t-other", "other", "service", "access:services")
     assert (await service.request("GET", f"batches/{batch['id']}", "t-other"))[0] == 404
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(20):
         while (await service.request("DELETE", f"batches/{batch['id']}"))[0] != 204:
             pass
     headers = {"Authorization": f"token {PLATFORM_TOKEN}"}
@@ -901,7 +901,7 @@ async def test_request_with_a_key_that_is_given_up_can_be_sent_again(hub: FakeHu
         waiting = [
             asyncio.create_task(service.request("POST", "containers", json=body, headers=headers)) for _ in range(2)
         ]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(20):
             while len((await service.request("GET", "launches?state=queued&username=alice"))[1]["items"]) < 1:
                 pass
         waiting[0].cancel()
@@ -909,7 +909,7 @@ async def test_request_with_a_key_that_is_given_up_can_be_sent_again(hub: FakeHu
         hub.auto_finish = True
         await until(lambda: ("first", "") in hub.servers)
         hub.servers["first", ""].finish()
-        assert (await asyncio.wait_for(waiting[1], 60))[0] == 200
+        assert (await asyncio.wait_for(waiting[1], 20))[0] == 200
 
 
 async def test_changed_signing_key(service: Service):
@@ -960,7 +960,7 @@ async def test_strangers_hold_nobody_up(service: Service):
     service.hub.hold_strangers.clear()
     known = service.hub.requests.count("GET /user")
     strangers = [asyncio.create_task(service.request("GET", "launches", f"wrong-{n}")) for n in range(60)]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(20):
         while service.hub.requests.count("GET /user") < known + 50:
             await asyncio.sleep(0.01)
         assert (await settled(service, await accepted(service, "bob")))["state"] == "ready"

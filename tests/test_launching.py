@@ -382,7 +382,7 @@ async def test_launch_goes_on_when_its_client_goes_away(service: Service):
     assert server.pending == "spawn"
     server.finish()
     # and the next launch is told so, once it is known
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(5):
         while (error := (await service.launch())[1]["reason"]) != "server_running":
             assert error == "server_starting"
 

@@ -41,7 +41,7 @@ class Listener:
         self.last = ""
 
     async def next(self) -> tuple[str, Any]:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(10):
             event = await anext(self._events)
         self.last = event.id
         self.seen.append((event.name, json.loads(event.data)))

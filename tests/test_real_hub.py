@@ -164,7 +164,7 @@ async def test_token_lifetime_is_as_configured(real_hub: RealHub):
         (token,) = [token for token in tokens["api_tokens"] if token["note"].startswith("jhlauncher")]
         lifetime = datetime.fromisoformat(token["expires_at"]) - datetime.fromisoformat(token["created"])
         assert lifetime.total_seconds() == pytest.approx(2, abs=0.1)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(10):
             while (await real_hub.api("GET", "/user", token=launched["token"]))[0] == 200:
                 await asyncio.sleep(0.2)
         await real_hub.launcher("DELETE", "?username=brief", url=url)
@@ -206,7 +206,7 @@ async def test_launch_that_takes_too_long(real_hub: RealHub):
 
 async def test_cancel_during_start(real_hub: RealHub):
     launch = asyncio.create_task(real_hub.launcher("POST", username="quitter", image="silent"))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(10):
         while (await real_hub.launcher("GET", "?username=quitter"))[0] != 200:
             await asyncio.sleep(0.1)
     status, error = await real_hub.launcher("POST", username="quitter", image="plain")
@@ -222,7 +222,7 @@ async def test_cancel_during_start(real_hub: RealHub):
 async def test_cancel_behind_our_back(real_hub: RealHub):
     """Stopped at the Hub itself, whose event stream then says that the server is ready."""
     launch = asyncio.create_task(real_hub.launcher("POST", username="evader", image="silent"))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(10):
         while (await real_hub.launcher("GET", "?username=evader"))[0] != 200:
             await asyncio.sleep(0.1)
     assert (await real_hub.api("DELETE", "/users/evader/server"))[0] in (202, 204)

@@ -141,4 +141,4 @@ async def test_a_cancelled_start_leaves_no_view_that_is_never_ready(monkeypatch:
     await asyncio.gather(start, return_exceptions=True)
     assert start.cancelled()
     go_on.set()
-    await asyncio.wait_for(made.wait(), 60)
+    await asyncio.wait_for(made.wait(), 5)

@@ -126,7 +126,7 @@ class World:
             self.slurm.said = [*known, JobStatus(id=job.job_id or 0, marker=job.marker, **values)]
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(10):
             while not await _result(condition()):
                 await asyncio.sleep(0.02)
 

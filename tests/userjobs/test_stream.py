@@ -86,6 +86,6 @@ async def test_it_ends_with_the_token(service: Service):
 async def test_a_service_that_stops_does_not_wait_for_it(service: Service):
     async with followed(service) as lists:
         assert await anext(lists) == []
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(10):
             await service.app.serving.drain(60)
             assert [views async for views in lists] == []
