@@ -22,7 +22,7 @@ from tests.fake_hub import PLATFORM_TOKEN
 
 COMMAND = [sys.executable, "-W", "error", "-m", "jhlauncher"]
 HANGS = 120.0
-"""Seconds: on a machine whose disks are busy, the imports alone were seen to take half a minute."""
+"""Seconds for a command to show something, or to end: where disks are busy, the imports alone were seen to take 30."""
 
 
 def environment(service: Service | None = None, token: str = PLATFORM_TOKEN, **more: str) -> dict[str, str]:
@@ -40,16 +40,14 @@ class Answer(NamedTuple):
     err: str
 
 
-async def piped(
-    service: Service | None, *arguments: str, stdin: bytes = b"", seconds: float = HANGS, **more: Any
-) -> Answer:
+async def piped(service: Service | None, *arguments: str, stdin: bytes = b"", **more: Any) -> Answer:
     """Run a command whose output is read by a program."""
     process = await asyncio.create_subprocess_exec(
         *COMMAND, *arguments, env=environment(service, **more),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
-        out, err = await asyncio.wait_for(process.communicate(stdin), seconds)
+        out, err = await asyncio.wait_for(process.communicate(stdin), HANGS)
     except TimeoutError:
         process.kill()
         await process.communicate()
@@ -65,8 +63,6 @@ class Terminal:
         self.process = process
         self.received = b""
         """All that the command has written."""
-        self.seconds = HANGS
-        """For it to show something, or to end."""
         self._screen = pyte.Screen(100, 40)
         self._stream = pyte.ByteStream(self._screen)
         self._changed = asyncio.Event()
@@ -85,7 +81,7 @@ class Terminal:
         """The screen when it has this text."""
         fits = condition if callable(condition) else lambda text: condition in text
         try:
-            async with asyncio.timeout(self.seconds):
+            async with asyncio.timeout(HANGS):
                 while not fits(self.text):
                     self._changed.clear()
                     await self._changed.wait()
@@ -95,7 +91,7 @@ class Terminal:
 
     async def status(self) -> int:
         """The exit status, when it has ended."""
-        return await asyncio.wait_for(self.process.wait(), self.seconds)
+        return await asyncio.wait_for(self.process.wait(), HANGS)
 
     def interrupt(self) -> None:
         """Press Ctrl-C."""

@@ -41,7 +41,7 @@ async def cluster(site: Site, hub: FakeHub) -> AsyncIterator[Service]:  # noqa: 
 
 
 async def jobs(cluster: Service, *arguments: str, stdin: str = "") -> Answer:
-    return await piped(cluster, "jobs", *arguments, stdin=stdin.encode(), token=ADA, seconds=120)
+    return await piped(cluster, "jobs", *arguments, stdin=stdin.encode(), token=ADA)
 
 
 async def until_submitted(cluster: Service, name: str) -> None:
@@ -108,7 +108,6 @@ async def test_what_a_job_serves_is_reached_while_it_is_waited_for(cluster: Serv
     script.write_text(SERVE_ONCE.replace("PORT", str(port)))
     arguments = ("--wait", "--name", "serving", "--port", f"8888:{port}", "--memory", "50M")
     async with terminal(cluster, "jobs", "submit", *arguments, str(script), token=ADA) as screen:
-        screen.seconds = 120
         text = await screen.shows("8888 is reached at ")
         await screen.shows("serving is RUNNING on ")
         address = text.partition("8888 is reached at ")[2].split()[0]
