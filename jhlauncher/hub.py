@@ -22,7 +22,7 @@ from . import sse
 from .errors import AnswerLost, HubUnavailable, InvalidRequest, LauncherError, Unauthenticated
 from .models import Caller
 from .signing import noted, token_note
-from .transport import Reply, Transport, strange
+from .transport import Reply, Transport, raise_for_stranger, strange
 
 NEEDED_SCOPES = {"admin:users", "servers", "tokens"}
 """What our own token needs: to create users, to start, stop and see servers, to mint and revoke tokens."""
@@ -292,6 +292,7 @@ class Hub(Transport):
         try:
             async with self._long.get(url, headers={"Accept": "text/event-stream"}, timeout=timeout) as response:
                 self.observed("GET", response.status)
+                raise_for_stranger(response)
                 if response.status in (400, 404):
                     raise NotStarting
                 await self._raise_for_unexpected(response, ())

@@ -281,12 +281,13 @@ class Transport(LoggingConfigurable):
 
         Raises:
             HubUnavailable: the request was not sent.
-            AnswerLost: it may have been.
+            AnswerLost: it may have been, or somebody else has answered.
 
         """
         try:
             async with session.request(method, self._base + path, json=json, data=form, headers=headers) as response:
                 self.observed(method, response.status)
+                raise_for_stranger(response)
                 yield response
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             self.observed(method, "error")
@@ -307,6 +308,21 @@ class Transport(LoggingConfigurable):
                 "An administrator must check the token and the scopes of the launcher's role."
             )
         raise LauncherError(f"JupyterHub answered {status} to {what}.", reason="hub_error")
+
+
+def raise_for_stranger(response: aiohttp.ClientResponse) -> None:
+    """Take no other's word for the Hub's: a 404 of what is in front of it must not mean that a server is gone.
+
+    All errors of the Hub's API are JSON (jupyterhub.apihandlers.APIHandler.write_error), those of a gateway that has
+    lost it, or of whoever has its address meanwhile, are pages.
+
+    Raises:
+        AnswerLost: it is not the Hub's.
+
+    """
+    if response.status >= 400 and response.content_type != "application/json":
+        what = f"{response.method} {response.url.path}"
+        raise AnswerLost(f"JupyterHub is not available ({what} was answered {response.status} by something else).")
 
 
 def _not_for_you(method: str, path: str, body: Any) -> Forbidden:

@@ -123,6 +123,8 @@ class FakeHub:
         """What every start is answered, instead of starting."""
         self.strange_answers: dict[str, bytes] = {}
         """What a request is answered with, whatever it asks for."""
+        self.somebody_elses: Counter[str] = Counter()
+        """How many times a request is answered by somebody else, who knows no such page."""
         self.hold_starts = asyncio.Event()
         """While it is not set, the Hub is too busy to take up starts that it has received."""
         self.hold_starts.set()
@@ -190,6 +192,9 @@ class FakeHub:
 class _Handler(RequestHandler):
     hub: FakeHub
 
+    def set_default_headers(self) -> None:
+        self.set_header("Content-Type", "application/json")
+
     async def prepare(self) -> None:
         self.hub = self.settings["hub"]
         self.hub.cookies += self.request.cookies
@@ -200,6 +205,12 @@ class _Handler(RequestHandler):
             await self.hub.hold_strangers.wait()
             raise HTTPError(403)
 
+        if self.hub.somebody_elses[self.hub.requests[-1]]:
+            self.hub.somebody_elses[self.hub.requests[-1]] -= 1
+            self.set_header("Content-Type", "text/html")
+            self.set_status(404)
+            self.finish("<h1>404 Not Found</h1>")
+            return
         strange = self.hub.strange_answers.get(self.hub.requests[-1])
         if strange is not None:
             self.finish(strange)

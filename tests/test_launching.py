@@ -316,6 +316,20 @@ async def test_hub_that_is_gone(hub: FakeHub):
         assert (await service.request("GET", "health"))[0] == 200
 
 
+@pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
+async def test_somebody_else_who_answers_for_the_hub(service: Service, method: str):
+    """A gateway that has lost the Hub for a moment knows no page of it: neither user nor server is gone for that."""
+    paths = ["/users", "/users/alice", "/users/alice/server", "/users/alice/server/progress", "/users/alice/tokens"]
+    service.hub.somebody_elses.update({f"{method} {path}": 1 for path in paths})
+    status, launch = await service.request("POST", "launches?wait=10", json={"username": "alice", "image": "image:1"})
+    assert (status, launch["state"]) == (200, "ready"), launch
+    assert service.hub.servers["alice", ""].ready
+    status, _ = await service.request("DELETE", f"launches/{launch['id']}?wait=10")
+    assert status == 204
+    assert not service.hub.servers["alice", ""].active
+    assert not service.hub.tokens
+
+
 async def test_hub_that_comes_back_within_the_retries(hub: FakeHub, capsys: pytest.CaptureFixture[str]):
     async with running_service(hub, Hub={"retry_timeout": 10}) as service:
         await service.launch()
