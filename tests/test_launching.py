@@ -231,7 +231,7 @@ async def test_throttled_start_waits_as_told(service: Service):
 
 async def test_throttled_until_time_is_over(hub: FakeHub):
     hub.throttle = [None] * 1000
-    async with running_service(hub, Launcher={"start_timeout": 0.5}, StartBound={"throttle_delay": 0.1}) as service:
+    async with running_service(hub, Launcher={"start_timeout": 2}, StartBound={"throttle_delay": 0.4}) as service:
         status, error = await service.launch()
     assert (status, error["reason"]) == (500, "throttled")
     assert 2 <= hub.count()["POST /users/alice/server"] <= 6

@@ -7,6 +7,7 @@ which the service gets as a packed file. What is read here is rendered by `jhlau
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import tarfile
@@ -189,11 +190,14 @@ class Descriptions(LoggingConfigurable):
         return dict(reversed([*ours, *theirs]))
 
     def _pack(self, folder: Path, credential: str) -> str:
-        """The folder as ``input`` in a .tar.gz, in base64; nothing if there is none."""
+        """The folder as ``input`` in a .tar.gz, in base64, the same every time; nothing if there is none."""
         if not folder.is_dir():
             return ""
         buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        with (
+            gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w") as archive,
+        ):
             archive.add(folder, arcname="input", recursive=False, filter=_anonymous)
             for name, path in tree(folder, self._left_out(credential), within=Path(self.descriptions)):
                 plain = name if path.is_dir() else name.parent / self._plain(name.name, credential)

@@ -7,6 +7,7 @@ import io
 import random
 import stat
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,7 @@ def test_a_mapped_credential_has_the_other_ones_descriptions(tmp_path: Path):
     assert annotations(of, credential="second")["user"] == "second_7"
 
 
-def test_input_is_packed_under_one_name(tmp_path: Path):
+def test_input_is_packed_under_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     of = descriptions(tmp_path, input_dir="stuff")
     folder = tmp_path / "descriptions/hub/Type/option/stuff/deep"
     folder.mkdir(parents=True)
@@ -118,7 +119,9 @@ def test_input_is_packed_under_one_name(tmp_path: Path):
     of.descriptions_ignore_files = ["*.swp"]
     assert packed(of) == {"input/deep/file": "content"}
     assert "\n" not in annotations(of)["input"]
-    assert annotations(of) == annotations(of), "the same every time"
+    before, now = annotations(of), time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 10)
+    assert annotations(of) == before, "the same every time"
 
 
 def test_files_for_a_stage_or_credential_lose_the_prefix(tmp_path: Path):
