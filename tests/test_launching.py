@@ -239,7 +239,7 @@ async def test_throttled_until_time_is_over(hub: FakeHub):
 
 async def test_timeout_stops_the_server(hub: FakeHub):
     hub.auto_finish = False
-    async with running_service(hub, Launcher={"start_timeout": 0.3}) as service:
+    async with running_service(hub, Launcher={"start_timeout": 2}) as service:
         status, error = await service.launch()
     assert (status, error["reason"]) == (500, "timeout")
     assert not hub.servers["alice", ""].active
@@ -468,7 +468,7 @@ async def launch_300(service: Service) -> None:
 
 async def test_throttled_for_longer_than_there_is_time(hub: FakeHub):
     hub.throttle = [3600]
-    async with running_service(hub, Launcher={"start_timeout": 0.3}) as service:
+    async with running_service(hub, Launcher={"start_timeout": 2}) as service:
         status, error = await service.launch()
     assert (status, error["reason"]) == (500, "throttled")
 
