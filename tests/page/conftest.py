@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 from tests.real_hub import RealHub
 
 CHROMIUM = os.environ.get("JHLAUNCHER_TEST_BROWSER") or shutil.which("chromium") or shutil.which("chromium-browser")
+WRAPPER = Path(__file__).with_name("chromium.py")
 PASSWORD = "a long enough password for the tests"
 PUPILS = [f"pupil-{number:02}" for number in range(20)]
 
@@ -69,7 +71,8 @@ async def chromium() -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
         # root, as whom containers often run tests, has no sandbox
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        env = {**os.environ, "JHLAUNCHER_TEST_BROWSER": CHROMIUM or ""}
+        browser = await playwright.chromium.launch(executable_path=WRAPPER, env=env, args=arguments)
         yield browser
         await browser.close()
 

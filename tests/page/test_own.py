@@ -350,6 +350,18 @@ async def launches_of(hub: RealHub, user: str) -> tuple[int, list[object]]:
         return response.status, (await response.json())["items"]
 
 
+async def test_a_script_that_was_lost_on_the_way(visit: Visit):
+    page = await visit("tess")
+    await page.route("**/static/format.js", lambda route: route.abort("internetdisconnected"))
+    await page.reload()
+    again = page.get_by_role("link", name="load the page again")
+    await expect(again).to_be_visible(timeout=60_000)
+    await page.unroute_all()
+    await again.click()
+    await page.get_by_text("starts at once").wait_for()
+    await expect(again).to_have_count(0)
+
+
 async def test_an_address_with_nothing_at_it(visit: Visit, hub: RealHub):
     page = await visit("tim")
     answer = await page.goto(page.url + "nothing/here")
