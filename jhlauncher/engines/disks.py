@@ -178,7 +178,7 @@ class Disks:
         """Remove helpers that have ended without anybody's notice, as when the Hub is killed."""
         for container in self.client.containers(all=True, filters={"label": _HELPER_LABEL, "status": "exited"}):
             if time.time() - container["Created"] > _LOST:
-                with suppress(NotFound):
+                with suppress(APIError):  # others may be about to remove it, too
                     self.client.remove_container(container["Id"], v=True, force=True)
 
 

@@ -158,9 +158,17 @@ class TestDocker(OnDisks):
 
     @staticmethod
     def _reboot(hub: Any) -> None:
-        """What it takes away: loop devices, and all of /run."""
-        detach = 'for file in /disks/*; do losetup -d "$(losetup -n -O NAME -j "$file")"; done'
-        on_host(hub.disks, f'{detach}; rm -r /host-run/jhlauncher; [ -z "$(losetup -n -O NAME -j "$file")" ]')
+        """What it takes away: loop devices, and their names. Those of others' disks, who are at work, stay here."""
+        on_host(
+            hub.disks,
+            """
+            for file in /disks/*; do
+              losetup -d "$(losetup -n -O NAME -j "$file")"
+              [ -z "$(losetup -n -O NAME -j "$file")" ]
+              rm "/host-run/jhlauncher/disks/${file#/disks/}"
+            done
+            """,
+        )
 
     async def test_a_name_that_leads_to_anothers_device(self, hub: Any):
         """As when a link has outlived what it was made for."""
@@ -281,12 +289,33 @@ class TestDocker(OnDisks):
         status, _ = volumes(hub, "remove", "--yes", odd, long)
         assert status == 0
 
+    async def test_a_lost_helper_that_others_remove(self, hub: Any):
+        assert isinstance(replace(hub.disks, client=OthersRemove(hub.docker)).listed(), list)
+
     async def test_no_image(self, hub: Any):
         _, findings = operated(hub, "check")
         assert {each["check"]: each["status"] for each in findings}["disks"] == "ok"
         disks = Disks(hub.docker, "loopback", "no-such-image:1", hub.disks.folder, "")
         assert "docker build -f etc/docker/Dockerfile --target disks -t no-such-image:1 ." in failure_of(disks.listed)
         assert "disks_volume_group" in failure_of(Disks(hub.docker, "lvm", hub.disks.image, "", "").listed)
+
+
+class OthersRemove:
+    """A Docker Engine that is removing a lost helper for another Hub: it says 409 to whoever wants that, too."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+    def containers(self, **_filters: Any) -> list[dict[str, Any]]:
+        return [{"Id": "lost", "Created": 0}]
+
+    def remove_container(self, container: str, **options: Any) -> None:
+        if container == "lost":
+            raise docker.errors.APIError("removal of container lost is already in progress")
+        self.client.remove_container(container, **options)
 
 
 LVM = r"""

@@ -109,8 +109,9 @@ def _descendants(pid: int) -> list[int]:
 def account(prefix: str) -> str:
     """A new account of this machine, with a home."""
     name = f"{prefix}{secrets.token_hex(3)}"
-    # * and not !: sshd lets nobody in whose account is locked
-    subprocess.run(["useradd", "--create-home", "--password", "*", "--shell", "/bin/bash", name], check=True)
+    # * and not !: sshd lets nobody in whose account is locked; a number that no container's user has: see `remove`
+    shell = ["--shell", "/bin/bash", "--key", "UID_MIN=20000"]
+    subprocess.run(["useradd", "--create-home", "--password", "*", *shell, name], check=True)
     return name
 
 
