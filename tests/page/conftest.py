@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
 from tests.real_hub import RealHub
 
@@ -52,6 +52,10 @@ c.LauncherLocalSpawner.environments["slow"] = {{
 }}
 """
 """`course-2` is the teacher's; the overseer may do everything to everyone's servers."""
+
+WAIT = 60_000
+"""Milliseconds that a busy machine may need for what a page is to show."""
+expect.set_options(timeout=WAIT)
 
 Visit = Callable[..., Awaitable[Page]]
 """A page of a person who has logged in: ``await visit("ada")``."""
@@ -96,7 +100,7 @@ async def visit(browser: Browser, hub: RealHub) -> AsyncIterator[Visit]:
     async def visit(user: str, path: str = "", **options: Any) -> Page:
         context = await browser.new_context(**{"viewport": {"width": 1200, "height": 900}} | options)
         contexts.append(context)
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(WAIT)
         page = await context.new_page()
         page.on("console", said)
         page.on("pageerror", lambda error: problems.append(str(error)))

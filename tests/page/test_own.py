@@ -355,7 +355,7 @@ async def test_a_script_that_was_lost_on_the_way(visit: Visit):
     await page.route("**/static/format.js", lambda route: route.abort("internetdisconnected"))
     await page.reload()
     again = page.get_by_role("link", name="load the page again")
-    await expect(again).to_be_visible(timeout=60_000)
+    await expect(again).to_be_visible()
     await page.unroute_all()
     await again.click()
     await page.get_by_text("starts at once").wait_for()
