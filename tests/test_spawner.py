@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,9 @@ from jupyterhub import orm
 from jupyterhub.spawner import SimpleLocalProcessSpawner
 from traitlets import Unicode
 
+from jhlauncher.engines.docker import LauncherDockerSpawner
 from jhlauncher.engines.local import LauncherLocalSpawner
+from jhlauncher.engines.swarm import LauncherSwarmSpawner
 from jhlauncher.failures import StartFailed
 from jhlauncher.models import LaunchSpec
 from jhlauncher.signing import Signer
@@ -87,6 +90,30 @@ def test_a_failed_spawner_that_is_started_again_is_as_it_was_configured():
     asyncio.run(spawner.run_auth_state_hook(None))
     assert (spawner.image, spawner.environment, spawner.start_timeout) == ("default", {"OWN": "1"}, 7)
     assert spawner._spec is None
+
+
+class Unhurried:
+    """A Docker Engine whose container takes its time to stop: until somebody else has been served."""
+
+    def __init__(self) -> None:
+        self.served = threading.Event()
+
+    def stop(self, name: str) -> bool:
+        return self.served.wait(20)
+
+    def inspect_container(self, name: str) -> None:
+        self.served.set()
+
+
+@pytest.mark.parametrize("spawner_class", [LauncherDockerSpawner, LauncherSwarmSpawner])
+def test_who_starts_does_not_wait_for_those_who_stop(monkeypatch: pytest.MonkeyPatch, spawner_class: Any):
+    monkeypatch.setattr(spawner_class, "_client", Unhurried())
+    stopping, starting = spawner_class(user=user(), hub=hub()), spawner_class(user=user(), hub=hub())
+
+    async def both() -> list[Any]:
+        return await asyncio.gather(stopping.docker("stop", "one"), starting.docker("inspect_container", "other"))
+
+    assert asyncio.run(both()) == [True, None]
 
 
 def local(tmp_path: Path, server: str = "", **traits: Any) -> LauncherLocalSpawner:

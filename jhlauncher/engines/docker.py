@@ -26,7 +26,7 @@ SUBPATH_API = "1.45"
 """The first version of Docker's API that can mount a part of a volume (Docker Engine 26)."""
 
 _threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="docker-slow")
-"""For calls that may take long; DockerSpawner's one thread is everybody's."""
+"""For calls that may take minutes."""
 
 
 class DockerLaunch(LauncherSpawnerMixin):
@@ -74,6 +74,9 @@ class DockerLaunch(LauncherSpawnerMixin):
     ).tag(config=True)
     disks_volume_group = Unicode(help="LVM's volume group on the Docker host for disks = lvm.").tag(config=True)
 
+    _executor = ThreadPoolExecutor(max_workers=8, thread_name_prefix="docker")
+    """For all other calls. DockerSpawner's own is one thread, in which those who stop, at some seconds each, keep
+    everybody waiting who starts."""
     _events: ContainerEvents | None = None
 
     @validate("disks_dir")
